@@ -123,7 +123,7 @@ def experiments(revision: Revision) -> tuple[Experiment, ...]:
         )  # fmt: skip
     arms += [
         _deep_encoder("E2a", "Hybrid variational encoder",
-                      "Is VAE regularization compatible with ETRM? Was 50.6 % with cached encoding.",
+                      "Is VAE regularization compatible? Was 50.6 % with cached encoding.",
                       encoder_type="hybrid_variational", layers=4, set_layers=2),
         _deep_encoder("E2b", "LPN variational encoder",
                       "Does a deep LPN encoder learn? Was 51.5 % with cached encoding.",

@@ -48,9 +48,7 @@ def experiment(name: str, *, revision: str = DEFAULT_REVISION) -> Experiment:
         return found[name]
     for other in REVISIONS:
         if any(name == e.name for series in SERIES.values() for e in series.experiments(other)):
-            raise ConfigError(
-                f"{name} is not part of revision {known}: use --revision {other}"
-            )
+            raise ConfigError(f"{name} is not part of revision {known}: use --revision {other}")
     raise ConfigError(f"unknown experiment {name!r}{nearest(name, found)}")
 
 

@@ -240,13 +240,14 @@ def resolve_decoder(arm: Resolved, *, overrides: Mapping[str, Any] | None = None
             f"give a checkpoint with --decoder PATH, or set decoder_puzzles=same"
         )
     else:
-        groups = {
-            "skip_train_groups": config.data.skip_train_groups + config.data.max_train_groups
-        }
+        groups = {"skip_train_groups": config.data.skip_train_groups + config.data.max_train_groups}
     return resolve(
         "decoder/trm",
         revision=config.revision,
         profile=config.profile,
         seed=config.seed,
-        overrides=shared | groups | {"decoder_puzzles": config.decoder_puzzles} | (overrides or {}),
+        overrides=shared
+        | groups
+        | {"decoder_puzzles": config.decoder_puzzles}
+        | dict(overrides or {}),
     )

@@ -9,10 +9,10 @@ placed there. Two rules:
   stopping form of ASHA (Li et al., 2020, https://arxiv.org/abs/1810.05934). Phases run without it,
   since an ablation must not lose an arm for being second best.
 
-Values are larger-is-better. A value that is not a number passes no comparison: it fails the bar and
-never survives halving. A report that does not carry the metric (no row halted in its interval, say)
-is judged by the trial's last measured value, if that is at most a tenth of the budget old; otherwise
-it counts as not a number.
+Values are larger-is-better. A value that is not a number passes no comparison: it fails the bar
+and never survives halving. A report that does not carry the metric (no row halted in its interval,
+say) is judged by the trial's last measured value, if that is at most a tenth of the budget old;
+otherwise it counts as not a number.
 
 >>> rule = StoppingRule([Bar()], budget=1000)
 >>> rule.on_report("overfit-E2a-s0", 502, 0.123).reason
@@ -106,7 +106,10 @@ class Bar:
         """Survives if and only if ``value >= threshold``; NaN does not."""
         survives = value >= self.threshold
         limit = show(self.threshold, metric, digits=None)
-        return survives, f"{show(value, metric)} {_sign(value, survives)} {limit}"
+        shown = show(value, metric)
+        if value < self.threshold and shown == show(self.threshold, metric):
+            shown = show(value, metric, digits=None)  # 19.96 %, not "20.0 % < 20 %"
+        return survives, f"{shown} {_sign(value, survives)} {limit}"
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,7 @@ class Halving:
 
     def judge(self, value: float, others: Sequence[float], metric: str) -> tuple[bool, str]:
         """Survives if and only if it is among the top 1/eta, ties included; NaN does not."""
-        ranked = sorted(
-            (-math.inf if math.isnan(v) else v for v in (*others, value)), reverse=True
-        )
+        ranked = sorted((-math.inf if math.isnan(v) else v for v in (*others, value)), reverse=True)
         keep = max(1, math.floor(len(ranked) / self.eta))
         cutoff = ranked[keep - 1]
         survives = value >= cutoff
@@ -200,7 +201,7 @@ class StoppingRule:
         return tuple(self._rungs[key] for key in sorted(self._rungs))
 
     def on_report(self, trial_id: str, epoch: float, value: float | None) -> Decision:
-        """Place one report and decide. `value` is None when the report does not carry the metric."""
+        """Place one report and decide; `value` is None if the report does not carry the metric."""
         new: list[tuple[Entry, Rung]] = []
         stopped: tuple[Entry, Rung] | None = None
         judged = self._judged_value(trial_id, epoch, value)
@@ -208,9 +209,7 @@ class StoppingRule:
             for milestone in rule.milestones(self.budget(trial_id)):
                 if epoch < milestone:
                     break
-                rung = self._rungs.setdefault(
-                    (rule.name, milestone), Rung(rule.name, milestone)
-                )
+                rung = self._rungs.setdefault((rule.name, milestone), Rung(rule.name, milestone))
                 entry = rung.entries.get(trial_id)
                 if entry is None:
                     entry = self._place(rung, rule, trial_id, epoch, judged)
@@ -233,15 +232,14 @@ class StoppingRule:
 
     def _judged_value(self, trial_id: str, epoch: float, value: float | None) -> float:
         if value is not None:
-            self._measured[trial_id] = (epoch, float(value))
-            return float(value)
+            finite = float(value) if math.isfinite(value) else math.nan
+            self._measured[trial_id] = (epoch, finite)
+            return finite
         at, last = self._measured.get(trial_id, (-math.inf, math.nan))
         fresh = 0 <= epoch - at <= MAX_AGE * self.budget(trial_id)
         return last if fresh else math.nan
 
-    def _place(
-        self, rung: Rung, rule: Rule, trial_id: str, epoch: float, value: float
-    ) -> Entry:
+    def _place(self, rung: Rung, rule: Rule, trial_id: str, epoch: float, value: float) -> Entry:
         others = [entry.value for entry in rung.entries.values()]
         survives, numbers = rule.judge(value, others, self.metric)
         reason = (
@@ -314,7 +312,7 @@ def _sign(value: float, survives: bool) -> str:
 
 
 def _plain(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return None if math.isnan(value) else value
 
 
 def _number(value: float | None) -> float:

@@ -1,0 +1,174 @@
+"""The hyperparameter review, live: every configuration against the published reference.
+
+Levels: *match*; *intended*, the value is the experiment's or the revision's subject or a common
+setting of its series; *scaled* by the profile; *warning*; *critical*, refused before compute is
+spent unless allowed by option name. Critical are an exploration other than the published one, an
+L_cycles other than the pretrained decoder's, and a canvas other than a given decoder's. (A
+variational encoder without a KL weight is refused by `TrialConfig` itself.)
+
+A value typed on the command line is never *intended*: it is not what the experiment declares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from search_spaces.reference import REFERENCE
+from search_spaces.resolve import COMMAND_LINE, Resolved
+from trainable.config import option_owner
+
+Level = Literal["match", "intended", "scaled", "warning", "critical"]
+LEVELS: tuple[Level, ...] = ("match", "intended", "scaled", "warning", "critical")
+
+WARMUP_SHARE = 0.5
+"""A warm-up longer than this share of the run is warned about."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the alignment table."""
+
+    option: str
+    reference: Any
+    value: Any
+    level: Level
+    why: str
+
+
+def align(
+    resolved: Resolved,
+    *,
+    decoder_l_cycles: int | None = None,
+    decoder_canvas: str | None = None,
+    total_steps: int | None = None,
+) -> list[Finding]:
+    """Compare a configuration with the reference, one finding per reference option, in its order.
+
+    `decoder_l_cycles` and `decoder_canvas` are those of the decoder checkpoint that the trial will
+    load (default: the published L_cycles; canvas not compared). With `total_steps`, the optimizer
+    steps of the run, the length of the warm-up is judged too.
+    """
+    findings = []
+    for option, reference in REFERENCE.items():
+        if option == "halt_exploration_prob":
+            finding = _exploration(resolved, reference)
+        elif option == "L_cycles":
+            finding = _l_cycles(resolved, reference, decoder_l_cycles)
+        elif option == "global_batch_size":
+            finding = _batch(resolved, reference)
+        elif option == "canvas" and decoder_canvas is not None:
+            finding = _canvas(resolved, reference, decoder_canvas)
+        elif option == "lr_warmup_steps" and total_steps is not None:
+            finding = _warmup(resolved, reference, total_steps)
+        else:
+            finding = _general(resolved, option, reference)
+        findings.append(finding)
+    return findings
+
+
+def critical(findings: Iterable[Finding], *, allowed: Sequence[str] = ()) -> list[Finding]:
+    """Critical findings that are not allowed by option name.
+
+    Raises `ConfigError` for an unknown name in `allowed`, naming the nearest.
+    """
+    for option in allowed:
+        option_owner(option)
+    return [f for f in findings if f.level == "critical" and f.option not in allowed]
+
+
+def _general(resolved: Resolved, option: str, reference: Any) -> Finding:
+    value, planned = resolved.config.get(option), resolved.plan[option]
+    if value == reference:
+        return Finding(option, reference, value, "match", "")
+    if planned == reference:
+        return Finding(option, reference, value, "scaled", resolved.provenance[option])
+    declared = _declared(resolved, option)
+    if declared is None:
+        why = f"{resolved.origin[option]} sets it, and it is not the experiment's subject"
+        return Finding(option, reference, value, "warning", why)
+    if value != planned and option not in resolved.subject:
+        return Finding(option, reference, value, "scaled", resolved.provenance[option])
+    return Finding(option, reference, value, "intended", declared)
+
+
+def _declared(resolved: Resolved, option: str) -> str | None:
+    """Why the plan itself deviates from the reference here; None when it does not say so."""
+    origin = resolved.origin[option]
+    if origin == COMMAND_LINE:
+        return None
+    if option in resolved.subject:
+        return f"subject of {resolved.experiment.name}"
+    if origin.startswith(("revision ", "series ")):
+        return f"{origin} sets it"
+    return None
+
+
+def _exploration(resolved: Resolved, reference: Any) -> Finding:
+    option = "halt_exploration_prob"
+    finding = _general(resolved, option, reference)
+    if finding.level in ("match", "intended"):
+        return finding
+    model = resolved.config.model
+    if model.kind != "trm" and model.encode_mode == "online":
+        why = "online training has a fixed number of ACT steps and does not explore"
+        return Finding(option, reference, finding.value, "intended", why)
+    why = (
+        f"must be {reference}: more exploration slows the Q-head "
+        f"({resolved.origin[option]} sets {finding.value})"
+    )
+    return Finding(option, reference, finding.value, "critical", why)
+
+
+def _l_cycles(resolved: Resolved, reference: Any, decoder: int | None) -> Finding:
+    option = "L_cycles"
+    value, declared = resolved.config.get(option), _declared(resolved, option)
+    pretrained = resolved.config.pretrained_decoder
+    expected = decoder if pretrained and decoder is not None else reference
+    if value == expected:
+        why = "" if value == reference else f"as the decoder was trained ({expected})"
+        return Finding(option, reference, value, "match" if not why else "intended", why)
+    if declared is not None and value != reference:
+        return Finding(option, reference, value, "intended", declared)
+    if pretrained:
+        why = f"the decoder was trained with {expected}: set L_cycles={expected}"
+        return Finding(option, reference, value, "critical", why)
+    why = f"the reference has {reference}; from scratch other values are permitted"
+    return Finding(option, reference, value, "warning", why)
+
+
+def _batch(resolved: Resolved, reference: int) -> Finding:
+    option = "global_batch_size"
+    value, planned = resolved.config.global_batch_size, resolved.plan[option]
+    reason = resolved.config.batch_size_reason
+    if value == reference:
+        return Finding(option, reference, value, "match", "")
+    if planned < reference and (reason is None or resolved.origin[option] == COMMAND_LINE):
+        typed_reason = resolved.overrides.get("batch_size_reason")
+        if typed_reason is None:
+            why = f"below {reference} without a reason: set batch_size_reason"
+            return Finding(option, reference, value, "warning", why)
+        return Finding(option, reference, value, "intended", str(typed_reason))
+    if planned < reference:
+        scaled = value != planned and option not in resolved.subject
+        why = f"{resolved.provenance[option]} ({reason})" if scaled else str(reason)
+        return Finding(option, reference, value, "scaled" if scaled else "intended", why)
+    return _general(resolved, option, reference)
+
+
+def _canvas(resolved: Resolved, reference: Any, decoder: str) -> Finding:
+    value = resolved.config.model.canvas
+    if resolved.config.pretrained_decoder and value != decoder:
+        why = f"the decoder was trained on canvas {decoder!r}: set canvas={decoder}"
+        return Finding("canvas", reference, value, "critical", why)
+    return _general(resolved, "canvas", reference)
+
+
+def _warmup(resolved: Resolved, reference: Any, total_steps: int) -> Finding:
+    option = "lr_warmup_steps"
+    value = resolved.config.lr_warmup_steps
+    if value > WARMUP_SHARE * total_steps:
+        why = f"warm-up exceeds half of the run: {value} of {total_steps} steps"
+        return Finding(option, reference, value, "warning", why)
+    return _general(resolved, option, reference)
