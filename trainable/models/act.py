@@ -1,0 +1,325 @@
+"""TRM and ETRM with adaptive computation time (ACT): one ACT step per call, rows halt on their own.
+
+A row that has halted takes the next batch's data and starts from the initial states; the other rows
+keep their data and ignore the new batch. Gradients never cross ACT steps.
+
+Shape legend: B rows, K demonstration slots, S cells, P prefix tokens, D width, N packed tokens,
+M packed cells, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from trainable.config import ModelConfig
+from trainable.data.canvas import canvas_from_tokens
+from trainable.errors import DataError
+from trainable.models.encoders import EncoderOutput, build_encoder
+from trainable.models.inner import Inner, Rope
+from trainable.models.layout import TokenLayout, canvas_layout, full_layout
+from trainable.random import RowGenerator
+
+Batch = dict[str, Tensor]
+IGNORE_LABEL = -100
+FIRST_COLOUR = 2
+
+
+@dataclass(eq=False)
+class InnerCarry:
+    """The two states, packed (N, D). `z_H` and `z_L` show them as (B, P + S, D), zeros outside."""
+
+    packed_H: Tensor
+    packed_L: Tensor
+    layout: TokenLayout | None
+
+    @property
+    def z_H(self) -> Tensor:
+        """(B, P + S, D)."""
+        return self.packed_H if self.layout is None else self.layout.to_dense(self.packed_H)
+
+    @property
+    def z_L(self) -> Tensor:
+        """(B, P + S, D)."""
+        return self.packed_L if self.layout is None else self.layout.to_dense(self.packed_L)
+
+
+@dataclass(eq=False)
+class Carry:
+    """What a batch of rows carries from one ACT step to the next."""
+
+    inner: InnerCarry
+    steps: Tensor  # (B) int32
+    halted: Tensor  # (B) bool
+    current_data: Batch
+    encoded: EncoderOutput | None = None  # evaluation only: the demonstrations never change there
+
+
+@dataclass(eq=False)
+class PackedLogits:
+    """Logits (M, V) of the cells that exist; `row` (M), and `cell` (M) index into (B · S)."""
+
+    logits: Tensor
+    row: Tensor
+    cell: Tensor
+    rows: int
+    cells: int
+
+
+class Outputs(dict[str, Any]):
+    """What one ACT step gives; keys are also attributes. `logits` (B, S, V) is made when read."""
+
+    def __init__(self, packed: PackedLogits | None = None, **values: Any) -> None:
+        super().__init__(values)
+        self._packed = packed
+
+    @property
+    def packed(self) -> PackedLogits | None:
+        """The logits as computed, where rows have their own canvas."""
+        return self._packed
+
+    def __missing__(self, key: str) -> Any:
+        if key != "logits" or self._packed is None:
+            raise KeyError(key)
+        packed = self._packed
+        flat = packed.logits.new_zeros(packed.rows * packed.cells, packed.logits.shape[-1])
+        flat = flat.index_copy(0, packed.cell, packed.logits)
+        self["logits"] = flat.view(packed.rows, packed.cells, -1)
+        return self["logits"]
+
+    def __getattr__(self, key: str) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            raise AttributeError(key) from None
+
+
+def labels_on_canvas(labels: Tensor, canvas: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Labels (B, S) with −100 outside each row's rectangle, and whether all colours lie inside (B)."""
+    top, left, height, width = canvas.long().T[:, :, None]
+    at = torch.arange(side, device=labels.device)
+    rows = (at >= top) & (at < top + height)
+    columns = (at >= left) & (at < left + width)
+    inside = (rows[:, :, None] & columns[:, None, :]).flatten(1)
+    fits = ~((labels >= FIRST_COLOUR) & ~inside).any(dim=1)
+    return torch.where(inside, labels, IGNORE_LABEL), fits
+
+
+class RecursiveModel(nn.Module):
+    """TRM (`kind` "trm") or ETRM ("etrm"): the recursion, its prefix source, and halting."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.inner = Inner(config)
+        self.encoder: nn.Module | None = None
+        if config.kind != "trm":
+            self.encoder = build_encoder(config)
+
+    # --- carry -----------------------------------------------------------------------------------
+
+    def initial_carry(self, batch: Mapping[str, Tensor]) -> Carry:
+        """All rows halted: the first call takes the whole batch."""
+        rows, device = batch["inputs"].shape[0], batch["inputs"].device
+        empty = torch.zeros(
+            rows, self.inner.length, self.config.hidden_size, dtype=self.inner.dtype, device=device
+        )
+        data = {name: torch.zeros_like(value) for name, value in batch.items()}
+        if self.config.canvas == "demos":
+            data |= {
+                "canvas": torch.zeros(rows, 4, dtype=torch.int16, device=device),
+                "fits": torch.zeros(rows, dtype=torch.bool, device=device),
+            }
+        return Carry(
+            inner=InnerCarry(empty, empty, None),
+            steps=torch.zeros(rows, dtype=torch.int32, device=device),
+            halted=torch.ones(rows, dtype=torch.bool, device=device),
+            current_data=data,
+        )
+
+    def _next_data(self, carry: Carry, batch: Mapping[str, Tensor]) -> Batch:
+        offered = dict(batch)
+        if self.config.canvas == "demos" and ("canvas" not in offered or "fits" not in offered):
+            offered |= self._derive_canvas(offered)
+        reset = carry.halted
+        missing = offered.keys() ^ carry.current_data.keys()
+        if missing:
+            raise DataError(
+                f"batch and carry differ in {sorted(missing)}: start from initial_carry(batch)"
+            )
+        return {
+            name: torch.where(reset.view(-1, *[1] * (value.dim() - 1)), value, carry.current_data[name])
+            for name, value in offered.items()
+        }
+
+    def _derive_canvas(self, batch: Batch) -> Batch:
+        if "demo_inputs" not in batch:
+            raise DataError(
+                "canvas 'demos' needs batch['canvas'] where a batch has no demonstrations (TRM): "
+                "take batches from ArcData, or use canvas 'full'"
+            )
+        canvas = canvas_from_tokens(
+            batch["inputs"], batch["demo_inputs"], batch["demo_labels"], batch["demo_mask"].bool()
+        )
+        labels, fits = labels_on_canvas(batch["labels"], canvas, self.config.grid_side)
+        return {"canvas": canvas, "labels": labels, "fits": fits}
+
+    def layout(self, data: Mapping[str, Tensor]) -> TokenLayout:
+        """Packed layout of the rows' tokens."""
+        device = data["inputs"].device
+        if self.config.canvas == "full":
+            return full_layout(data["inputs"].shape[0], self.inner.length, device)
+        return canvas_layout(
+            data["canvas"].cpu().numpy(),
+            prefix=self.config.prefix_len,
+            side=self.config.grid_side,
+            device=device,
+        )
+
+    def _start_states(self, carry: Carry, layout: TokenLayout) -> tuple[Tensor, Tensor]:
+        """Packed states of this step: initial for rows that start, carried for the others."""
+        inner, old = self.inner, carry.inner.layout
+        h_init, l_init = inner.H_init.to(inner.dtype), inner.L_init.to(inner.dtype)
+        if old is None:  # nothing carried yet
+            shape = (layout.tokens, self.config.hidden_size)
+            return h_init.expand(shape), l_init.expand(shape)
+        row = layout.dense.clamp_min(0) // layout.width
+        keep = ~carry.halted[row]
+        if old.identity and layout.identity:
+            source_H, source_L = carry.inner.packed_H, carry.inner.packed_L
+        else:
+            slot = torch.zeros(old.rows * old.width, dtype=torch.int64, device=row.device)
+            exists = old.dense >= 0
+            slot[old.dense[exists]] = torch.arange(old.tokens, device=row.device)[exists]
+            source = slot[layout.dense.clamp_min(0)]
+            source_H, source_L = carry.inner.packed_H[source], carry.inner.packed_L[source]
+            keep = keep & (layout.dense >= 0)
+        return (
+            torch.where(keep[:, None], source_H, h_init),
+            torch.where(keep[:, None], source_L, l_init),
+        )
+
+    # --- prefix ----------------------------------------------------------------------------------
+
+    def encode(self, data: Mapping[str, Tensor], generator: RowGenerator) -> EncoderOutput:
+        """Encode the demonstrations of every row; rows with equal `demo_key` are encoded once."""
+        assert self.encoder is not None
+        return cast(
+            EncoderOutput,
+            self.encoder(
+                data["demo_inputs"],
+                data["demo_labels"],
+                data["demo_mask"],
+                generator=generator,
+                keys=data.get("demo_key"),
+            ),
+        )
+
+    # --- one ACT step ----------------------------------------------------------------------------
+
+    def forward(
+        self,
+        carry: Carry,
+        batch: Mapping[str, Tensor],
+        *,
+        generator: RowGenerator | torch.Generator | None = None,
+        sampling: RowGenerator | torch.Generator | None = None,
+    ) -> tuple[Carry, Outputs]:
+        """One ACT step.
+
+        Args:
+            carry: from `initial_carry` or the previous call.
+            batch: rows offered to halted places: `inputs`, `labels` (B, S), `puzzle_identifiers` (B)
+                and, for an encoder, `demo_inputs`, `demo_labels` (B, K, S), `demo_mask` (B, K).
+            generator: draws of halting exploration (default: torch's global generator).
+            sampling: draws of variational encoders (default: `generator`).
+
+        Returns:
+            The new carry and `logits` (B, S, V), `q_halt_logits`, `q_continue_logits` (B); with an
+            encoder also `context` (B, P, D) and, where defined, `kl`, `kl_rows`, `mu`, `logvar`.
+        """
+        halting = RowGenerator.wrap(generator)
+        noise = halting if sampling is None else RowGenerator.wrap(sampling)
+        inner = self.inner
+        data = self._next_data(carry, batch)
+        steps = torch.where(carry.halted, 0, carry.steps)
+
+        encoded = None
+        if self.encoder is None:
+            prefix = inner.puzzle_prefix(data["puzzle_identifiers"])
+        else:
+            encoded = carry.encoded
+            if self.training or encoded is None or bool(carry.halted.any()):
+                encoded = self.encode(data, noise)
+            prefix = encoded.context
+
+        unchanged = carry.inner.layout is not None and not bool(carry.halted.any())
+        layout = carry.inner.layout if unchanged else self.layout(data)
+        assert layout is not None
+        if unchanged:
+            z_H, z_L = carry.inner.packed_H, carry.inner.packed_L
+        else:
+            z_H, z_L = self._start_states(carry, layout)
+        rope = inner.rope(layout)
+        x = inner.input_embedding(data["inputs"], prefix, layout)
+        z_H, z_L = inner.recur(z_H, z_L, x, layout, rope)
+
+        outputs = self._heads(z_H, layout)
+        if encoded is not None:
+            outputs |= encoded.as_outputs()
+        new_inner = InnerCarry(z_H.detach(), z_L.detach(), layout)
+        steps = steps + 1
+        halted = self._halt(steps, outputs, halting)
+        if self.training and not self.config.no_ACT_continue:
+            outputs["target_q_continue"] = self._continue_target(steps, new_inner, x, layout, rope)
+        static = encoded if not self.training else None
+        return Carry(new_inner, steps, halted, data, static), outputs
+
+    def _heads(self, z_H: Tensor, layout: TokenLayout) -> Outputs:
+        inner, cells = self.inner, self.config.seq_len
+        prefix = self.config.prefix_len
+        if layout.identity:
+            states = z_H.view(layout.rows, layout.width, -1)[:, prefix:]
+            outputs = Outputs(logits=inner.lm_head(states))
+        else:
+            is_cell = (layout.position >= prefix) & (layout.dense >= 0)
+            dense = layout.dense[is_cell]
+            row = dense // layout.width
+            cell = row * cells + dense % layout.width - prefix
+            logits = inner.lm_head(z_H[is_cell])
+            outputs = Outputs(PackedLogits(logits, row, cell, layout.rows, cells))
+        q = inner.q_logits(z_H, layout)
+        outputs["q_halt_logits"], outputs["q_continue_logits"] = q[:, 0], q[:, 1]
+        return outputs
+
+    def _halt(self, steps: Tensor, outputs: Outputs, generator: RowGenerator) -> Tensor:
+        """(B) bool: rows that end here. Evaluation always runs `halt_max_steps`."""
+        config = self.config
+        last = steps >= config.halt_max_steps
+        if not self.training or config.halt_max_steps == 1:
+            return last
+        q_halt = outputs["q_halt_logits"].detach()
+        if config.no_ACT_continue:
+            stop = last | (q_halt > 0)
+        else:
+            stop = last | (q_halt > outputs["q_continue_logits"].detach())
+        rows, device = steps.shape[0], steps.device
+        explore = generator.rand(rows).to(device) < config.halt_exploration_prob
+        least = generator.randint(2, config.halt_max_steps + 1, rows).to(device)
+        return stop & (steps >= torch.where(explore, least, 0))
+
+    @torch.no_grad()
+    def _continue_target(
+        self, steps: Tensor, states: InnerCarry, x: Tensor, layout: TokenLayout, rope: Rope | None
+    ) -> Tensor:
+        """Bootstrapped target (B) of the continue head: the value of one more step."""
+        z_H, _ = self.inner.recur(states.packed_H, states.packed_L, x, layout, rope)
+        q = self.inner.q_logits(z_H, layout)
+        last = steps >= self.config.halt_max_steps
+        return torch.sigmoid(torch.where(last, q[:, 0], q.amax(dim=-1)))
+
+

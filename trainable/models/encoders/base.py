@@ -1,0 +1,130 @@
+"""What every demonstration encoder shares: its output, and which pairs it really encodes.
+
+Shape legend: B rows, U distinct demonstration sets, K slots, S cells, M encoded pairs, T context
+tokens, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from trainable.config import ModelConfig
+from trainable.random import RowGenerator
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderOutput:
+    """`context` (B, T, D); `z_pooled` (B, D); with a bottleneck `kl_loss` (scalar, float32),
+    `kl_rows` (B, float32), `mu` and `logvar` (B, latent)."""
+
+    context: Tensor
+    z_pooled: Tensor
+    kl_loss: Tensor | None = None
+    kl_rows: Tensor | None = None
+    mu: Tensor | None = None
+    logvar: Tensor | None = None
+
+    def as_outputs(self) -> dict[str, Any]:
+        """Entries for a model's outputs; the KL terms only where they are defined."""
+        values = {
+            "context": self.context,
+            "kl": self.kl_loss,
+            "kl_rows": self.kl_rows,
+            "mu": self.mu,
+            "logvar": self.logvar,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class DemoSets:
+    """Distinct demonstration sets of a batch.
+
+    `inputs`, `labels` (U, K, S) tokens, `mask` (U, K) bool, `of_row` (B) set of each row or None
+    where every row has its own.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    mask: Tensor
+    of_row: Tensor | None
+
+    def to_rows(self, value: Tensor) -> Tensor:
+        """Spread values of sets (U, …) over rows (B, …)."""
+        return value if self.of_row is None else value[self.of_row]
+
+
+def distinct_sets(
+    inputs: Tensor, labels: Tensor, mask: Tensor, keys: Tensor | None
+) -> DemoSets:
+    """Collapse rows with equal `keys` (B); without keys every row is a set of its own."""
+    mask = mask.bool()
+    if keys is None:
+        return DemoSets(inputs, labels, mask, None)
+    unique, of_row = torch.unique(keys, return_inverse=True)
+    if unique.shape[0] == keys.shape[0]:
+        return DemoSets(inputs, labels, mask, None)
+    rows = torch.arange(keys.shape[0], device=keys.device)
+    first = torch.full_like(unique, keys.shape[0]).scatter_reduce(0, of_row, rows, "amin")
+    return DemoSets(inputs[first], labels[first], mask[first], of_row)
+
+
+class DemonstrationEncoder(nn.Module):
+    """Interface: (`demo_inputs`, `demo_labels`, `demo_mask`) → `EncoderOutput`."""
+
+    variational: ClassVar[bool] = False
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(
+        self,
+        demo_inputs: Tensor,
+        demo_labels: Tensor,
+        demo_mask: Tensor,
+        *,
+        generator: RowGenerator | torch.Generator | None = None,
+        keys: Tensor | None = None,
+    ) -> EncoderOutput:
+        """Encode demonstrations.
+
+        Args:
+            demo_inputs, demo_labels: (B, K, S) tokens, 0 = PAD.
+            demo_mask: (B, K), true where a demonstration exists.
+            generator: noise of a variational encoder in training.
+            keys: (B) integers; rows with equal keys have equal demonstrations and are encoded once.
+
+        A row without demonstrations gives a finite context.
+        """
+        if self.config.parity:
+            keys = None
+        sets = distinct_sets(demo_inputs, demo_labels, demo_mask, keys)
+        return self.encode(sets, RowGenerator.wrap(generator))
+
+    def encode(self, sets: DemoSets, noise: RowGenerator) -> EncoderOutput:
+        """Encode distinct sets and spread the result over rows."""
+        raise TypeError(f"{type(self).__name__} must define encode()")
+
+
+def kl_to_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mu, exp logvar) ‖ N(0, I)) summed over the last axis, float32."""
+    mu, logvar = mu.float(), logvar.float()
+    return -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(-1)
+
+
+def sample(mu: Tensor, logvar: Tensor, noise: RowGenerator, *, training: bool) -> Tensor:
+    """mu + exp(logvar / 2) · ε in training, mu in evaluation; the first axis is rows."""
+    if not training:
+        return mu
+    epsilon = noise.randn(*mu.shape).to(mu.device, mu.dtype)
+    return mu + torch.exp(0.5 * logvar) * epsilon
+
+
+def with_kl(output: EncoderOutput, kl_rows: Tensor, kl_loss: Tensor) -> EncoderOutput:
+    """The output with its KL terms."""
+    return replace(output, kl_rows=kl_rows, kl_loss=kl_loss)

@@ -1,0 +1,58 @@
+"""The set encoder: query tokens read the demonstration vectors by cross-attention.
+
+Shape legend: U sets, K slots, T context tokens, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from trainable.config import ModelConfig
+from trainable.models.encoders.grid import residual
+from trainable.models.layers import CrossAttention, SwiGLU, rms_norm, truncated_normal_
+
+
+class SetLayer(CrossAttention):
+    """Cross-attention from queries to demonstrations, then SwiGLU; the demonstrations stay as is."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.hidden_size, config.num_heads)
+        self.mlp = SwiGLU(config.hidden_size, config.expansion)
+        self.pre = config.encoder_norm_style == "pre"
+        self.eps = config.rms_norm_eps
+        self.gamma_1: nn.Parameter | None = None
+        self.gamma_2: nn.Parameter | None = None
+        if config.encoder_layer_scale_init > 0:
+            scale = torch.full((config.hidden_size,), config.encoder_layer_scale_init)
+            self.gamma_1 = nn.Parameter(scale.clone())
+            self.gamma_2 = nn.Parameter(scale.clone())
+
+    def forward(self, queries: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
+        """(U, T, D), (U, K, D), (U, K) → (U, T, D)."""
+        normed = rms_norm(queries, self.eps) if self.pre else queries
+        branch = super().forward(normed, keys, valid)
+        queries = residual(queries, branch, self.gamma_1, pre=self.pre, eps=self.eps)
+        normed = rms_norm(queries, self.eps) if self.pre else queries
+        return residual(queries, self.mlp(normed), self.gamma_2, pre=self.pre, eps=self.eps)
+
+
+class SetEncoder(nn.Module):
+    """`query_tokens` (T, D) and `encoder_set_layers` layers; the result is normalised."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.query_tokens = nn.Parameter(torch.empty(config.prefix_len, config.hidden_size))
+        self.layers = nn.ModuleList(SetLayer(config) for _ in range(config.encoder_set_layers))
+        self.eps = config.rms_norm_eps
+
+    def init_(self, name: str, generator: torch.Generator) -> None:
+        """`query_tokens`: truncated normal, std 0.02."""
+        truncated_normal_(getattr(self, name), 0.02, generator)
+
+    def forward(self, demos: Tensor, valid: Tensor) -> Tensor:
+        """(U, K, D), (U, K) bool → (U, T, D)."""
+        h = self.query_tokens.to(demos.dtype).expand(demos.shape[0], -1, -1)
+        for layer in self.layers:
+            h = layer(h, demos, valid)
+        return rms_norm(h, self.eps)

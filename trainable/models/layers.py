@@ -1,0 +1,333 @@
+"""Building blocks: linear layers, attention on packed tokens, SwiGLU, normalisation, RoPE.
+
+Shape legend: N packed tokens, D width, H heads, C head width, I inner width of an MLP, V vocabulary,
+B rows, L tokens of a row. Parameters are float32 and cast to the activations' dtype at use.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainable.models.layout import TokenLayout
+
+_TRUNCATION_STD = 0.87962566103423978
+"""Standard deviation of a unit normal cut at ±2."""
+
+
+def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
+    """Fill with a normal cut at two standard deviations, scaled so that the result has `std`."""
+    with torch.no_grad():
+        if std == 0:
+            return tensor.zero_()
+        sigma = std / _TRUNCATION_STD
+        bound = math.erf(math.sqrt(2.0))
+        values = torch.empty(tensor.shape, dtype=torch.float32)
+        values.uniform_(-bound, bound, generator=generator)
+        values.erfinv_().mul_(math.sqrt(2.0) * sigma).clamp_(-2 * sigma, 2 * sigma)
+        return tensor.copy_(values)
+
+
+class Linear(nn.Module):
+    """`x @ weight.T + bias`; weight (out, in) float32, truncated normal with std 1/√in."""
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    def init_(self, name: str, generator: torch.Generator) -> None:
+        """Initialise one tensor of this layer from its own generator."""
+        if name == "weight":
+            truncated_normal_(self.weight, 1 / math.sqrt(self.weight.shape[1]), generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (…, in) to (…, out) in the dtype of `x`."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class ZeroLinear(Linear):
+    """A `Linear` whose weights start at zero and whose bias starts at `bias_start`."""
+
+    def __init__(self, in_features: int, out_features: int, *, bias_start: float = 0.0) -> None:
+        super().__init__(in_features, out_features, bias=True)
+        self.bias_start = bias_start
+
+    def init_(self, name: str, generator: torch.Generator) -> None:
+        """Constant values: no draw."""
+        nn.init.constant_(getattr(self, name), 0.0 if name == "weight" else self.bias_start)
+
+
+class Embedding(nn.Module):
+    """A table (rows, D) under the reference's name `embedding_weight`."""
+
+    def __init__(self, rows: int, width: int, std: float) -> None:
+        super().__init__()
+        self.embedding_weight = nn.Parameter(torch.empty(rows, width))
+        self.std = std
+
+    def init_(self, name: str, generator: torch.Generator) -> None:
+        """Truncated normal with this table's standard deviation."""
+        truncated_normal_(self.embedding_weight, self.std, generator)
+
+
+# --- normalisation -------------------------------------------------------------------------------
+
+
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """`x / sqrt(mean(x²) + eps)` over the last axis, computed in float32, no learned scale."""
+    x32 = x.float()
+    return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+class _AddRMSNorm(torch.autograd.Function):
+    """rms_norm(h + branch), keeping only the result and the inverse scale for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, branch: Tensor, eps: float) -> Tensor:
+        total = (h + branch).float()
+        scale = torch.linalg.vector_norm(total, dim=-1, keepdim=True)
+        scale.square_().div_(total.shape[-1]).add_(eps).rsqrt_()
+        out = total.mul_(scale).to(h.dtype)
+        ctx.save_for_backward(out, scale)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad,) = grads
+        out, scale = ctx.saved_tensors
+        grad32, out32 = grad.float(), out.float()
+        projection = (grad32 * out32).mean(-1, keepdim=True)
+        result = torch.addcmul(grad32, out32, projection, value=-1).mul_(scale).to(grad.dtype)
+        return result, result, None
+
+
+def add_rms_norm(h: Tensor, branch: Tensor, eps: float) -> Tensor:
+    """`rms_norm(h + branch)`: the post-norm residual step, (…, D) → (…, D)."""
+    return _AddRMSNorm.apply(h, branch, eps)  # type: ignore[no-any-return,no-untyped-call]
+
+
+# --- rotary positions ----------------------------------------------------------------------------
+
+
+def rope_table(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, each (length + 1, head_dim / 2) float32; the last row does not rotate."""
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
+    angles = torch.cat([angles, torch.zeros(1, head_dim // 2)])
+    return angles.cos(), angles.sin()
+
+
+class _Rotate(torch.autograd.Function):
+    """Rotate q and k of a packed (N, 3D) projection in place; v is left alone."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.heads = heads
+        ctx.mark_dirty(qkv)
+        _rotate_(qkv.view(qkv.shape[0], 3, heads, -1), cos, sin)
+        return qkv
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        grad = grads[0].clone(memory_format=torch.contiguous_format)
+        _rotate_(grad.view(grad.shape[0], 3, ctx.heads, -1), cos, -sin)
+        return grad, None, None, None
+
+
+def _rotate_(qkv: Tensor, cos: Tensor, sin: Tensor) -> None:
+    half = qkv.shape[-1] // 2
+    first, second = qkv[:, :2, :, :half], qkv[:, :2, :, half:]
+    x1, x2 = first.float(), second.float()
+    rotated = torch.addcmul(x2 * cos, x1, sin)
+    first.copy_(torch.addcmul(x1 * cos, x2, sin, value=-1))
+    second.copy_(rotated)
+
+
+def rotate(qkv: Tensor, rope: tuple[Tensor, Tensor], heads: int) -> Tensor:
+    """Apply RoPE to q and k of (N, 3D), in place; `rope` holds cos and sin (N, 1, 1, C/2)."""
+    return _Rotate.apply(qkv, *rope, heads)  # type: ignore[no-any-return,no-untyped-call]
+
+
+# --- attention and MLP ---------------------------------------------------------------------------
+
+
+def attend(
+    x: Tensor,
+    qkv_proj: Linear,
+    o_proj: Linear,
+    *,
+    heads: int,
+    layout: TokenLayout,
+    rope: tuple[Tensor, Tensor] | None,
+    qk_norm_eps: float | None = None,
+) -> Tensor:
+    """Self-attention of packed tokens (N, D) within their rows.
+
+    `qk_norm_eps` normalises every head's query and key before the rotation (QK-norm).
+    """
+    tokens = x.shape[0]
+    qkv = qkv_proj(x)
+    if qk_norm_eps is not None:
+        split = qkv.view(tokens, 3, heads, -1)
+        qkv = torch.cat([rms_norm(split[:, :2], qk_norm_eps), split[:, 2:]], dim=1).flatten(1)
+    if rope is not None:
+        qkv = rotate(qkv, rope, heads)
+    qkv = qkv.view(tokens, 3, heads, -1)
+    outputs = []
+    for bucket in layout.buckets:
+        part = qkv[bucket.start : bucket.stop].view(bucket.rows, bucket.length, 3, heads, -1)
+        q, k, v = part.permute(2, 0, 3, 1, 4)  # each (rows, H, L, C)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bucket.attention_mask(q.dtype))
+        outputs.append(out.transpose(1, 2).reshape(bucket.stop - bucket.start, -1))
+    return o_proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
+
+
+class Attention(nn.Module):
+    """Self-attention with the reference's names `qkv_proj` (3D, D) and `o_proj` (D, D)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv_proj = Linear(width, 3 * width)
+        self.o_proj = Linear(width, width)
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: TokenLayout,
+        rope: tuple[Tensor, Tensor] | None,
+        qk_norm_eps: float | None = None,
+    ) -> Tensor:
+        """(N, D) → (N, D)."""
+        return attend(
+            x,
+            self.qkv_proj,
+            self.o_proj,
+            heads=self.heads,
+            layout=layout,
+            rope=rope,
+            qk_norm_eps=qk_norm_eps,
+        )
+
+
+def swiglu_inner(width: int, expansion: float) -> int:
+    """Inner width of a SwiGLU: 2/3 of `expansion * width`, rounded up to a multiple of 256."""
+    return -(-round(expansion * width * 2 / 3) // 256) * 256
+
+
+class _GatedSiLU(torch.autograd.Function):
+    """silu(gate) · up of a joint projection (…, 2I), keeping only that projection for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        result = torch.empty_like(gate_up)
+        d_gate, d_up = result.chunk(2, dim=-1)
+        sigmoid = torch.sigmoid(gate)
+        silu = gate * sigmoid
+        torch.mul(grad, silu, out=d_up)
+        # silu' = sigmoid · (1 + gate − silu)
+        slope = torch.sub(gate, silu).add_(1).mul_(sigmoid)
+        torch.mul(grad, up, out=d_gate)
+        d_gate.mul_(slope)
+        return result
+
+
+def gated_silu(gate_up: Tensor) -> Tensor:
+    """`silu(gate) * up` of (…, 2I) → (…, I); the first half is the gate."""
+    return _GatedSiLU.apply(gate_up)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class SwiGLU(nn.Module):
+    """`down_proj(silu(gate) * up)` with a joint `gate_up_proj` (2I, D)."""
+
+    def __init__(self, width: int, expansion: float) -> None:
+        super().__init__()
+        inner = swiglu_inner(width, expansion)
+        self.gate_up_proj = Linear(width, 2 * inner)
+        self.down_proj = Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, D) → (…, D)."""
+        return self.down_proj(gated_silu(self.gate_up_proj(x)))  # type: ignore[no-any-return]
+
+
+class CrossAttention(nn.Module):
+    """Queries (B, T, D) attend to keys (B, K, D); a row without any valid key gives zeros."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.o_proj = Linear(width, width)
+
+    def forward(self, queries: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
+        """`valid` (B, K) bool marks the keys that exist."""
+        return masked_attention(
+            self.q_proj(queries), self.k_proj(keys), self.v_proj(keys), valid, self.heads, self.o_proj
+        )
+
+
+def masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, valid: Tensor, heads: int, o_proj: Linear
+) -> Tensor:
+    """Multi-head attention of (B, T, D) over (B, K, D) with a key mask; nothing valid gives 0."""
+    some = valid.any(dim=-1)
+    mask = (valid | ~some[:, None])[:, None, None, :]
+    split = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
+    out = F.scaled_dot_product_attention(*split, attn_mask=mask)
+    out = o_proj(out.transpose(1, 2).flatten(-2))
+    return out * some[:, None, None].to(out.dtype)
+
+
+class PostNormBlock(nn.Module):
+    """h ← rms(h + attention(h)); h ← rms(h + swiglu(h)): the block of the recursion."""
+
+    def __init__(self, width: int, heads: int, expansion: float, eps: float) -> None:
+        super().__init__()
+        self.self_attn = Attention(width, heads)
+        self.mlp = SwiGLU(width, expansion)
+        self.eps = eps
+
+    def forward(self, h: Tensor, layout: TokenLayout, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(N, D) → (N, D)."""
+        h = add_rms_norm(h, self.self_attn(h, layout, rope), self.eps)
+        return add_rms_norm(h, self.mlp(h), self.eps)
+
+
+class TokenMixingBlock(nn.Module):
+    """`mlp_t`: SwiGLU over the token axis (rms over tokens as well), then over channels."""
+
+    def __init__(self, width: int, length: int, expansion: float, eps: float) -> None:
+        super().__init__()
+        self.mlp_t = SwiGLU(length, expansion)
+        self.mlp = SwiGLU(width, expansion)
+        self.eps = eps
+
+    def forward(self, h: Tensor, layout: TokenLayout, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(N, D) → (N, D); needs rows of equal length."""
+        (bucket,) = layout.buckets
+        mixed = h.view(bucket.rows, bucket.length, -1).transpose(1, 2).contiguous()
+        mixed = add_rms_norm(mixed, self.mlp_t(mixed), self.eps)
+        h = mixed.transpose(1, 2).reshape(h.shape)
+        return add_rms_norm(h, self.mlp(h), self.eps)
+
+
