@@ -1,0 +1,109 @@
+"""Random numbers by purpose: every generator of a trial is derived from its seed and a name.
+
+A seed is the SHA-256 of (trial seed, purpose...), so that neighbouring trial seeds share no stream
+and a new consumer does not shift the draws of an old one. Draws for rows are made for the *global*
+batch and sliced by rank: one worker and two see the same numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def derive_seed(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed for ``purpose`` (for example ``"augment", "007bbfb7"``)."""
+    text = "\x1f".join([str(seed), *(str(part) for part in purpose)])
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def numpy_generator(seed: int, *purpose: str | int) -> np.random.Generator:
+    """NumPy generator over Philox, keyed by `derive_seed`."""
+    return np.random.Generator(np.random.Philox(key=derive_seed(seed, *purpose)))
+
+
+def torch_generator(
+    seed: int, *purpose: str | int, device: str | torch.device = "cpu"
+) -> torch.Generator:
+    """Torch generator on ``device``, seeded by `derive_seed`."""
+    return torch.Generator(device=device).manual_seed(derive_seed(seed, *purpose))
+
+
+class RowGenerator:
+    """Draws for a rank's rows out of draws for the global batch.
+
+    ``rows`` is always this rank's number of rows; ``rows * world`` rows are drawn and the
+    contiguous block ``rank`` of them is returned. Every rank must hold a generator in the same
+    state and make the same calls.
+
+    Args:
+        generator: the stream; None is torch's global one, so that ``torch.manual_seed`` governs.
+        rank, world: this rank and the number of ranks.
+        device: where to draw if ``generator`` is None (else the generator's device).
+    """
+
+    def __init__(
+        self,
+        generator: torch.Generator | None,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} is not in 0..{world - 1}: pass a rank below world")
+        self.generator = generator
+        self.rank = rank
+        self.world = world
+        self.device = generator.device if generator is not None else torch.device(device)
+
+    @classmethod
+    def wrap(cls, generator: RowGenerator | torch.Generator | None) -> RowGenerator:
+        """The generator itself, or a plain torch generator (None: the global one) for one rank."""
+        return generator if isinstance(generator, cls) else cls(generator)
+
+    def rand(self, rows: int, *shape: int) -> Tensor:
+        """Uniform in [0, 1): (rows, *shape) float32."""
+        size = (rows * self.world, *shape)
+        return self._mine(
+            torch.rand(size, generator=self.generator, device=self.device, dtype=torch.float32)
+        )
+
+    def randn(self, rows: int, *shape: int) -> Tensor:
+        """Standard normal: (rows, *shape) float32."""
+        size = (rows * self.world, *shape)
+        return self._mine(
+            torch.randn(size, generator=self.generator, device=self.device, dtype=torch.float32)
+        )
+
+    def randint(self, low: int, high: int, rows: int) -> Tensor:
+        """Uniform integers in low … high − 1: (rows,) int64."""
+        size = (rows * self.world,)
+        return self._mine(
+            torch.randint(low, high, size, generator=self.generator, device=self.device)
+        )
+
+    def _mine(self, drawn: Tensor) -> Tensor:
+        rows = drawn.shape[0] // self.world
+        return drawn[self.rank * rows : (self.rank + 1) * rows]
+
+    def get_state(self) -> Tensor:
+        """The stream's state, a uint8 tensor on the CPU."""
+        if self.generator is not None:
+            return self.generator.get_state()
+        if self.device.type == "cuda":
+            return torch.cuda.get_rng_state(self.device)
+        return torch.get_rng_state()
+
+    def set_state(self, state: Tensor) -> None:
+        """Continue where `get_state` was taken."""
+        if self.generator is not None:
+            self.generator.set_state(state)
+        elif self.device.type == "cuda":
+            torch.cuda.set_rng_state(state, self.device)
+        else:
+            torch.set_rng_state(state)
