@@ -6,7 +6,7 @@ spent unless allowed by option name. Critical are an exploration other than the 
 L_cycles other than the pretrained decoder's, and a canvas other than a given decoder's. (A
 variational encoder without a KL weight is refused by `TrialConfig` itself.)
 
-A value typed on the command line is never *intended*: it is not what the experiment declares.
+A value typed on the command line is not what the experiment declares, and so not its subject.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from search_spaces.reference import REFERENCE
-from search_spaces.resolve import COMMAND_LINE, Resolved
+from search_spaces.resolve import CHECKPOINT, COMMAND_LINE, Resolved
 from trainable.config import option_owner
 
 Level = Literal["match", "intended", "scaled", "warning", "critical"]
@@ -82,34 +82,44 @@ def _general(resolved: Resolved, option: str, reference: Any) -> Finding:
     value, planned = resolved.config.get(option), resolved.plan[option]
     if value == reference:
         return Finding(option, reference, value, "match", "")
+    if resolved.provenance[option] == CHECKPOINT:
+        return Finding(option, reference, value, "intended", "as the given decoder has it")
     if planned == reference:
         return Finding(option, reference, value, "scaled", resolved.provenance[option])
-    declared = _declared(resolved, option)
+    declared = _subject(resolved, option) or _series(resolved, option)
     if declared is None:
         why = f"{resolved.origin[option]} sets it, and it is not the experiment's subject"
         return Finding(option, reference, value, "warning", why)
-    if value != planned and option not in resolved.subject:
-        return Finding(option, reference, value, "scaled", resolved.provenance[option])
-    return Finding(option, reference, value, "intended", declared)
-
-
-def _declared(resolved: Resolved, option: str) -> str | None:
-    """Why the plan itself deviates from the reference here; None when it does not say so."""
-    origin = resolved.origin[option]
-    if origin == COMMAND_LINE:
-        return None
+    if value == planned:
+        return Finding(option, reference, value, "intended", declared)
     if option in resolved.subject:
+        why = f"{declared}; {resolved.provenance[option]}"
+        return Finding(option, reference, value, "intended", why)
+    return Finding(option, reference, value, "scaled", resolved.provenance[option])
+
+
+def _subject(resolved: Resolved, option: str) -> str | None:
+    """How the deviation is the experiment's or the revision's subject; None if it is not."""
+    origin = resolved.origin[option]
+    if option in resolved.subject and origin != COMMAND_LINE:
         return f"subject of {resolved.experiment.name}"
-    if origin.startswith(("revision ", "series ")):
-        return f"{origin} sets it"
-    return None
+    return f"{origin} sets it" if origin.startswith("revision ") else None
+
+
+def _series(resolved: Resolved, option: str) -> str | None:
+    """Whether a common setting of the series deviates; None if not."""
+    origin = resolved.origin[option]
+    return f"{origin} sets it" if origin.startswith("series ") else None
 
 
 def _exploration(resolved: Resolved, reference: Any) -> Finding:
     option = "halt_exploration_prob"
     finding = _general(resolved, option, reference)
-    if finding.level in ("match", "intended"):
+    if finding.level == "match":
         return finding
+    declared = _subject(resolved, option)
+    if declared is not None:
+        return Finding(option, reference, finding.value, "intended", declared)
     model = resolved.config.model
     if model.kind != "trm" and model.encode_mode == "online":
         why = "online training has a fixed number of ACT steps and does not explore"
@@ -123,7 +133,7 @@ def _exploration(resolved: Resolved, reference: Any) -> Finding:
 
 def _l_cycles(resolved: Resolved, reference: Any, decoder: int | None) -> Finding:
     option = "L_cycles"
-    value, declared = resolved.config.get(option), _declared(resolved, option)
+    value, declared = resolved.config.get(option), _subject(resolved, option)
     pretrained = resolved.config.pretrained_decoder
     expected = decoder if pretrained and decoder is not None else reference
     if value == expected:
@@ -144,16 +154,15 @@ def _batch(resolved: Resolved, reference: int) -> Finding:
     reason = resolved.config.batch_size_reason
     if value == reference:
         return Finding(option, reference, value, "match", "")
-    if planned < reference and (reason is None or resolved.origin[option] == COMMAND_LINE):
-        typed_reason = resolved.overrides.get("batch_size_reason")
-        if typed_reason is None:
+    if planned < reference:
+        if reason is None:
             why = f"below {reference} without a reason: set batch_size_reason"
             return Finding(option, reference, value, "warning", why)
-        return Finding(option, reference, value, "intended", str(typed_reason))
-    if planned < reference:
-        scaled = value != planned and option not in resolved.subject
-        why = f"{resolved.provenance[option]} ({reason})" if scaled else str(reason)
-        return Finding(option, reference, value, "scaled" if scaled else "intended", why)
+        if value == planned:
+            return Finding(option, reference, value, "intended", reason)
+        level: Level = "intended" if option in resolved.subject else "scaled"
+        why = f"{resolved.provenance[option]} ({reason})"
+        return Finding(option, reference, value, level, why)
     return _general(resolved, option, reference)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 
 from trainable.config import option_owner
@@ -36,7 +35,7 @@ class Experiment:
     """Name of an experiment whose settings this one has exactly; its own run measures noise."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "overrides", MappingProxyType(dict(self.overrides)))
+        object.__setattr__(self, "overrides", dict(self.overrides))
         for option in (*self.overrides, *sorted(self.subject)):
             option_owner(option)
 
@@ -77,7 +76,7 @@ class Series:
     """``decoder``: a recipe that other trials start from, not an arm that is compared."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "common", MappingProxyType(dict(self.common)))
+        object.__setattr__(self, "common", dict(self.common))
         for option in self.common:
             option_owner(option)
 

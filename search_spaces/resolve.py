@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from search_spaces.experiment import Experiment, Options, trial_id
@@ -137,7 +136,7 @@ def resolve(
     for option in typed:
         option_owner(option)
         if option in AXES:
-            raise ConfigError(f"{option!r} is not an override: use its own option (--{option})")
+            raise ConfigError(f"{option!r} says which trial it is: it cannot be overridden")
 
     plan = TrialConfig().flat()
     origin = dict.fromkeys(plan, "default")
@@ -179,11 +178,11 @@ def resolve(
 
     return Resolved(
         config=TrialConfig().replace(**flat),
-        provenance=MappingProxyType(provenance),
+        provenance=provenance,
         experiment=experiment,
-        plan=MappingProxyType(plan),
-        origin=MappingProxyType(origin),
-        overrides=MappingProxyType(typed),
+        plan=plan,
+        origin=origin,
+        overrides=typed,
     )
 
 

@@ -1,0 +1,224 @@
+"""Stopping rules on curves like those that trials record."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import pytest
+
+from search_spaces.stopping import Bar, Decision, Halving, StoppingRule, phase_rule
+from trainable.errors import ConfigError
+
+NAN = math.nan
+
+
+def curve(final: float, *, epochs: float = 1000, every: float = 9.4) -> list[tuple[float, float]]:
+    """A saturating accuracy curve with reports every `every` epochs."""
+    count = int(epochs / every)
+    return [(round(i * every, 2), final * (1 - math.exp(-6 * i / count))) for i in range(1, count)]
+
+
+def feed(rule: StoppingRule, trial: str, points: list[tuple[float, float]]) -> list[Decision]:
+    """Report until told to stop."""
+    decisions = []
+    for epoch, value in points:
+        decisions.append(rule.on_report(trial, epoch, value))
+        if decisions[-1].stop:
+            break
+    return decisions
+
+
+def test_bar_stops_a_run_that_does_not_learn_and_says_why() -> None:
+    rule = phase_rule(1000)
+    assert not rule.on_report("a", 499, 0.01).stop
+    decision = rule.on_report("a", 502, 0.123)
+    assert decision.stop
+    assert (decision.rule, decision.rung) == ("bar", 500)
+    assert decision.reason == (
+        "bar: train/accuracy 12.3 % < 20 % at epoch 500 of 1000 "
+        "(rung 500, first report at epoch 502)"
+    )
+
+
+def test_bar_is_judged_once_at_the_first_report_at_or_after_the_milestone() -> None:
+    rule = phase_rule(1000)
+    assert rule.on_report("a", 500, 0.25).rung == 500
+    for epoch, value in ((510, 0.01), (900, 0.0)):
+        assert rule.on_report("a", epoch, value) == Decision(stop=False)
+    late = phase_rule(1000)
+    assert late.on_report("b", 10, 0.0) == Decision(stop=False)
+    assert late.on_report("b", 730, 0.1).stop
+
+
+@pytest.mark.parametrize(
+    ("value", "stop"),
+    [(0.2, False), (0.19999, True), (0.95, False), (NAN, True), (math.inf, True), (None, True)],
+)
+def test_bar_threshold(value: float | None, stop: bool) -> None:
+    assert phase_rule(1000).on_report("a", 500, value).stop is stop
+
+
+def test_a_value_just_below_the_bar_is_not_shown_as_the_bar() -> None:
+    assert "19.998 % < 20 %" in phase_rule(1000).on_report("a", 500, 0.19998).reason
+
+
+def test_not_a_number_is_said_plainly() -> None:
+    assert "not a number is not ≥ 20 %" in phase_rule(1000).on_report("a", 500, NAN).reason
+
+
+def test_bar_follows_each_trials_budget() -> None:
+    rule = StoppingRule([Bar()], budget=1000, budgets={"long": 2500})
+    assert not rule.on_report("long", 600, 0.0).stop
+    assert rule.on_report("long", 1250, 0.0).rung == 1250
+    published = phase_rule(100_000)
+    assert not published.on_report("a", 49_999, 0.1).stop
+    assert published.on_report("a", 50_000, 0.1).stop
+
+
+def test_a_report_without_the_metric_is_judged_by_a_fresh_value() -> None:
+    """No row may have halted in one interval: all rows can halt in step with each other."""
+    rule = phase_rule(1000)
+    rule.on_report("a", 490, 0.8)
+    assert not rule.on_report("a", 500, None).stop
+    rule.on_report("stale", 300, 0.8)
+    assert rule.on_report("stale", 500, None).stop
+    rule.on_report("nan", 490, NAN)
+    assert rule.on_report("nan", 500, None).stop
+
+
+def test_learning_curves_pass_the_bar_and_flat_ones_stop_there() -> None:
+    rule = phase_rule(1000)
+    assert not feed(rule, "good", curve(0.92))[-1].stop
+    assert not feed(rule, "half", curve(0.51))[-1].stop
+    flat = feed(rule, "flat", curve(0.12))
+    assert flat[-1].stop
+    assert flat[-1].rung == 500
+    assert len(flat) == math.ceil(500 / 9.4)
+
+
+def test_halving_keeps_the_top_share_of_those_that_arrived() -> None:
+    rule = StoppingRule([Halving(2, (100,))], budget=1000)
+    values = [0.5, 0.4, 0.6, 0.55, 0.45]
+    # k = 1, 1, 1, 2, 2 of n = 1 … 5
+    stops = [rule.on_report(f"t{i}", 100, v).stop for i, v in enumerate(values)]
+    assert stops == [False, True, False, False, True]
+
+
+def test_halving_ties_share_their_fate_and_nan_never_survives() -> None:
+    rule = StoppingRule([Halving(3, (100,))], budget=1000)
+    assert rule.on_report("nan", 100, NAN).stop
+    assert not rule.on_report("a", 100, 0.5).stop
+    assert not rule.on_report("b", 100, 0.5).stop
+    assert not rule.on_report("c", 100, 0.5).stop
+    assert rule.on_report("d", 100, 0.4999).stop
+    assert rule.on_report("nan2", 100, NAN).stop
+
+
+def test_halving_counts_diverged_trials_as_the_last() -> None:
+    rule = StoppingRule([Halving(2, (100,))], budget=1000)
+    for i in range(3):
+        rule.on_report(f"nan{i}", 100, NAN)
+    assert not rule.on_report("a", 100, 0.1).stop
+    assert not rule.on_report("b", 100, 0.05).stop  # k = 2 of 5
+
+
+def test_halving_against_an_independent_ranking() -> None:
+    rng = random.Random(0)
+    for eta in (2, 3, 4):
+        rule = StoppingRule([Halving(eta, (10,))], budget=100)
+        seen: list[float] = []
+        for i in range(60):
+            value = rng.choice([round(rng.random(), 1), NAN])
+            seen.append(value)
+            better = sum(1 for v in seen if v > value)
+            keep = max(1, len(seen) // eta)
+            expected = math.isnan(value) or better >= keep
+            assert rule.on_report(f"t{i}", 10, value).stop is expected
+
+
+def test_halving_rungs_are_reached_late_and_together() -> None:
+    rule = StoppingRule([Halving(2, (100, 200, 400))], budget=1000)
+    decision = rule.on_report("a", 250, 0.5)
+    assert (decision.stop, decision.rung) == (False, 200)
+    assert len(decision.all_reasons) == 2
+    assert [(r.milestone, list(r.entries)) for r in rule.rungs] == [(100, ["a"]), (200, ["a"])]
+    assert rule.rungs[0].entries["a"].epoch == 250
+
+
+def test_geometric_rungs() -> None:
+    assert Halving.geometric(3, budget=1000, first=50).rungs == (50, 150, 450)
+
+
+def test_both_rules_and_the_reason_of_the_one_that_stops() -> None:
+    rule = StoppingRule([Bar(), Halving(2, (500,))], budget=1000)
+    assert not rule.on_report("a", 500, 0.9).stop
+    second = rule.on_report("b", 500, 0.6)
+    assert second.stop and second.rule == "halving"
+    assert second.reason.startswith("halving: train/accuracy 60.0 % not among the best 1 of 2")
+    third = rule.on_report("c", 500, 0.1)
+    assert third.stop and third.rule == "bar"
+    assert [r.split(":")[0] for r in third.all_reasons] == ["bar", "halving"]
+
+
+def test_replays_change_nothing() -> None:
+    rule = StoppingRule([Bar(), Halving(2, (100, 300))], budget=1000)
+    curves = {f"t{i}": curve(0.3 + 0.1 * i) for i in range(5)}
+    first = {t: feed(rule, t, points) for t, points in curves.items()}
+    state = rule.state()
+    again = {t: feed(rule, t, points) for t, points in reversed(curves.items())}
+    assert again == first
+    assert rule.state()["rungs"] == state["rungs"]
+
+
+def test_a_stopped_trial_is_told_so_again_but_only_from_there_on() -> None:
+    rule = phase_rule(1000)
+    told = rule.on_report("a", 505, 0.1)
+    assert rule.on_report("a", 515, 0.9).reason == told.reason
+    assert rule.on_report("a", 515, 0.9).stop
+    assert not rule.on_report("a", 480, 0.1).stop  # resumed from an earlier checkpoint
+
+
+def test_a_restart_in_the_middle_decides_as_an_unbroken_run() -> None:
+    def rules() -> StoppingRule:
+        return StoppingRule([Bar(), Halving(2, (100, 300))], budget=1000)
+
+    curves = {f"t{i}": curve(0.15 + 0.1 * i) for i in range(6)} | {"n": [(120.0, NAN)]}
+    events = [(t, e, v) for t, points in curves.items() for e, v in points]
+    random.Random(1).shuffle(events)
+    events.sort(key=lambda event: event[1])
+
+    whole, first = rules(), rules()
+    expected = [whole.on_report(*event) for event in events]
+    half = len(events) // 2
+    got = [first.on_report(*event) for event in events[:half]]
+    second = rules()
+    second.restore(json.loads(json.dumps(first.state(), allow_nan=False)))
+    # A resume repeats what came after the checkpoint.
+    for event in events[half - 20 : half]:
+        second.on_report(*event)
+    got += [second.on_report(*event) for event in events[half:]]
+    assert got == expected
+    assert any(d.stop for d in expected)
+
+
+def test_state_of_another_kind_is_refused() -> None:
+    state = phase_rule(1000).state()
+    with pytest.raises(ConfigError, match="new folder"):
+        phase_rule(1000, metric="eval/accuracy").restore(state)
+    with pytest.raises(ConfigError, match="version"):
+        phase_rule(1000).restore(state | {"version": 99})
+
+
+def test_contradictory_rules_are_refused() -> None:
+    for bad in (
+        lambda: Halving(1, (10,)),
+        lambda: Halving(2, ()),
+        lambda: Bar(at_fraction=0),
+        lambda: Halving.geometric(1, budget=10, first=1),
+        lambda: StoppingRule([Bar(), Bar(0.3)], budget=10),
+        lambda: StoppingRule([Bar()], budget=math.inf),
+    ):
+        with pytest.raises(ConfigError):
+            bad()
