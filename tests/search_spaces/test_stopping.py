@@ -178,6 +178,7 @@ def test_a_stopped_trial_is_told_so_again_but_only_from_there_on() -> None:
     assert rule.on_report("a", 515, 0.9).reason == told.reason
     assert rule.on_report("a", 515, 0.9).stop
     assert not rule.on_report("a", 480, 0.1).stop  # resumed from an earlier checkpoint
+    assert not rule.on_report("a", 502, 0.1).stop
 
 
 def test_a_restart_in_the_middle_decides_as_an_unbroken_run() -> None:
