@@ -7,7 +7,21 @@
 
 from analysis.columns import COLUMNS
 from analysis.compare import comparison_matrix
+from analysis.decide import Decision, decide, next_step
+from analysis.derived import write_derived
 from analysis.load import Run, load
 from analysis.rows import ResultsError
+from analysis.text import summary_text
 
-__all__ = ["COLUMNS", "ResultsError", "Run", "comparison_matrix", "load"]
+__all__ = [
+    "COLUMNS",
+    "Decision",
+    "ResultsError",
+    "Run",
+    "comparison_matrix",
+    "decide",
+    "load",
+    "next_step",
+    "summary_text",
+    "write_derived",
+]

@@ -140,13 +140,15 @@ def _read_plan(folder: Path) -> dict[str, Any]:
 
 def _trial_ids(plan: Mapping[str, Any], folder: Path) -> list[str]:
     """Trials of the plan in its order, then folders that the plan does not name."""
-    planned = [
-        str(trial.get("trial_id", "")) if isinstance(trial, Mapping) else str(trial)
-        for trial in plan.get("trials", [])
-    ]
+    planned = [str(_entry(trial).get("trial_id", "")) for trial in plan.get("trials", [])]
     root = folder / "trials"
     found = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     return list(dict.fromkeys([*filter(None, planned), *found]))
+
+
+def _entry(planned: Any) -> dict[str, Any]:
+    """What plan.json says about one trial: an object, or its trial_id alone."""
+    return dict(planned) if isinstance(planned, Mapping) else {"trial_id": str(planned)}
 
 
 def _read_trial(
@@ -158,9 +160,11 @@ def _read_trial(
         notes.append(f"{folder}: config.json is missing or damaged, its options are unknown")
     result = read_object(folder / "result.json") or {}
     config = _flat_config(described.get("config", {}))
+    said = [entry for entry in map(_entry, plan.get("trials", [])) if entry["trial_id"] == trial_id]
+    entry = said[0] if said else {}
     experiment, seed = split_trial_id(trial_id)
-    experiment = str(config.get("name", experiment))
-    seed = int(config.get("seed", seed))
+    experiment = str(config.get("name", entry.get("name", experiment)))
+    seed = int(config.get("seed", entry.get("seed", seed)))
     key = {"run": run, "trial_id": trial_id, "experiment": experiment, "seed": seed}
 
     rows = merge(attempts)
@@ -169,12 +173,12 @@ def _read_trial(
     started = [a.start["total_steps"] for a in attempts if a.start.get("total_steps") is not None]
     total_steps = float(started[-1]) if started else math.nan
     status, reason = _status(folder, attempts, result, bool(rows))
-    decoder = experiment.startswith("decoder/")
+    guess = "decoder" if experiment.startswith("decoder/") else "arm"
     summary: dict[str, Any] = {
         **key,
         "series": experiment.split("/")[0],
-        "role": described.get("role") or ("decoder" if decoder else "arm"),
-        "identity": described.get("identity"),
+        "role": described.get("role", entry.get("role", guess)),
+        "identity": described.get("identity", entry.get("identity")),
         "status": status,
         "reason": reason,
         "attempts": len(attempts),
@@ -227,7 +231,7 @@ def _status(
         status, reason = result["status"], result.get("reason")
     if status is None:
         status = "interrupted" if has_rows else "pending"
-    return str(status), None if reason is None else str(reason)
+    return str(status), str(reason) if reason else None
 
 
 def _curve(rows: list[dict[str, Any]], key: Mapping[str, Any]) -> pd.DataFrame:

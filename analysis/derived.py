@@ -1,0 +1,112 @@
+"""Writes the derived files of a run folder. All can be deleted and written anew at any time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from tabulate import tabulate
+
+from analysis.compare import comparison_matrix
+from analysis.decide import Decision, decide, next_step
+from analysis.load import PathLike, Run, load
+from analysis.rows import SCHEMA_VERSION, ResultsError
+from analysis.text import show_controls, show_matrix, summary_text, what_was_run
+
+FILES = (
+    "trials.parquet",
+    "curves.parquet",
+    "tasks.parquet",
+    "comparison.md",
+    "comparison.csv",
+    "decisions.json",
+    "summary.txt",
+)
+
+
+def write_derived(path: PathLike) -> Run:
+    """Derive `FILES` of one run folder from its rows, each replaced as a whole, and return the run.
+
+    Raises `ResultsError` when the folder is not a run folder, or cannot be written.
+    """
+    run = load(path)
+    folder = run.paths[0]
+    matrix, decisions = comparison_matrix(run), decide(run)
+    for name, table in (("trials", run.trials), ("curves", run.curves), ("tasks", run.tasks)):
+        plain = _plain(table)
+        _replace(folder / f"{name}.parquet", lambda to, plain=plain: plain.to_parquet(to))
+    texts = {
+        "comparison.md": comparison_markdown(run, matrix, decisions),
+        "comparison.csv": matrix.to_csv(index=False),
+        "decisions.json": decisions_json(run, decisions),
+        "summary.txt": summary_text(run),
+    }
+    for name, text in texts.items():
+        _replace(folder / name, lambda to, text=text: to.write_text(text, encoding="utf-8"))
+    return run
+
+
+def comparison_markdown(run: Run, matrix: pd.DataFrame, decisions: list[Decision]) -> str:
+    """The matrix, the controls and the decisions as Markdown."""
+    lines = [f"# Comparison: {run.plan.get('target', '?')}", ""]
+    lines += [f"- {line}" for line in what_was_run(run)]
+    shown = show_matrix(matrix).assign(notes=matrix["notes"].astype(str))
+    lines += ["", _markdown(shown), "", "Demonstration controls, tokens / whole grids:", ""]
+    lines += [_markdown(show_controls(matrix)), "", "## Decisions", ""]
+    for decision in decisions:
+        lines.append(
+            f"- **{decision.name}: {decision.verdict}** ({decision.label}). {decision.text}."
+        )
+        lines.append(f"  Rule: {decision.rule}.")
+        lines += [f"  {said}." for said in (*decision.held_out, *decision.controls)]
+    why, command = next_step(run, decisions)
+    lines += ["", f"Next: {why}.", *([f"`{command}`"] if command else [])]
+    return "\n".join(lines) + "\n"
+
+
+def decisions_json(run: Run, decisions: list[Decision]) -> str:
+    """Content of decisions.json."""
+    why, command = next_step(run, decisions)
+    values = {
+        "schema_version": SCHEMA_VERSION,
+        "target": run.plan.get("target"),
+        "profile": run.plan.get("profile"),
+        "revision": run.plan.get("revision"),
+        "decisions": [decision.to_json() for decision in decisions],
+        "next": {"why": why, "command": command},
+    }
+    return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    cells = [[str(c).replace("|", "/") for c in row] for row in frame.to_numpy().tolist()]
+    return tabulate(cells, headers=list(frame.columns), tablefmt="github", disable_numparse=True)
+
+
+def _plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns of mixed types as JSON text, since a parquet column has one type."""
+    plain = frame.copy()
+    for column in plain.columns[plain.dtypes == object]:
+        known = plain[column].dropna()
+        if known.map(type).nunique() > 1 or known.map(lambda v: isinstance(v, dict | list)).any():
+            text = known.map(lambda v: v if isinstance(v, str) else json.dumps(v, default=str))
+            plain[column] = text.reindex(plain.index)
+    return plain
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise ResultsError(
+            f"cannot write {path}: {error.strerror or error}: free some space or make the folder "
+            f"writable, the measured rows are kept"
+        ) from None
+    finally:
+        if temporary.exists():
+            temporary.unlink()

@@ -1,0 +1,204 @@
+"""The summary of a run in plain text, at most 100 columns wide."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable
+
+import pandas as pd
+from tabulate import tabulate
+
+from analysis.compare import CONTROLS, INCLUSION, comparison_matrix
+from analysis.decide import Decision, decide, next_step
+from analysis.load import Run
+from analysis.observe import observe, percent
+
+WIDTH = 100
+
+PUBLISHED = "paper"
+"""The one profile whose sizes are the published ones."""
+
+
+def summary_text(run: Run) -> str:
+    """What was run, the decisions, the comparison matrix, what limits them, and the next command.
+
+    Plain text of at most `WIDTH` columns, decisions first.
+    """
+    matrix, decisions = comparison_matrix(run), decide(run)
+    parts = [_header(run), _decision_lines(run, decisions), _matrix_text(matrix)]
+    parts += [_evidence_text(run, matrix), _notes_text(run, matrix), _next_text(run, decisions)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def what_was_run(run: Run) -> list[str]:
+    """Lines that stand on every table: scale, revision, augmentations, decoder, inclusion."""
+    arms = run.arms
+    profile = _values(arms, "profile")
+    scaled = any(value != PUBLISHED for value in arms["profile"].dropna().unique())
+    scale = (
+        f"{profile} profile: scaled, not the published sizes" if scaled else f"{profile} profile"
+    )
+    return [
+        f"{scale}; revision {_values(arms, 'revision')}; seeds {_values(arms, 'seed')}",
+        f"num_aug {_values(arms, 'num_aug')} in training; eval_num_aug "
+        f"{_values(arms, 'eval_num_aug')} voted over in evaluation",
+        f"decoder: {decoder_text(run)}",
+        f"counted: {INCLUSION}",
+    ]
+
+
+def decoder_text(run: Run) -> str:
+    """Where the arms' decoder comes from and on which puzzles it was trained."""
+    arms = run.arms
+    used = arms["config/pretrained_decoder"] if "config/pretrained_decoder" in arms else None
+    puzzles = _values(arms, "config/decoder_puzzles")
+    made = run.trials[run.trials["role"] == "decoder"]
+    if len(made):
+        told = [
+            f"{trial.trial_id} {trial.status} at step {trial.step}, "
+            f"train accuracy {percent(float(str(trial.accuracy)))}"
+            for trial in made.itertuples()
+        ]
+        named = {"disjoint": "puzzles disjoint from the arms'", "same": "the arms' own puzzles"}
+        return f"trained here on {named.get(puzzles, f'{puzzles} puzzles')} ({'; '.join(told)})"
+    if used is None:
+        return "not recorded"
+    if not used.fillna(False).astype(bool).any():
+        return "none, the arms train from scratch"
+    given = dict(run.plan.get("options", {})).get("decoder") or _values(arms, "config/decoder_ref")
+    return (
+        f"given checkpoint {given}, puzzles that it has seen: unknown; conditional on one decoder"
+    )
+
+
+def show_matrix(matrix: pd.DataFrame) -> pd.DataFrame:
+    """The main columns of the matrix, formatted, for tables that people read."""
+    shares = ("accuracy", "exact", "q_halt_accuracy", "eval_accuracy", "pass@1", "baseline")
+    titles = {
+        "accuracy": "accuracy", "exact": "exact", "q_halt_accuracy": "Q-halt",
+        "eval_accuracy": "held-out", "pass@1": "pass@1", "baseline": "trivial",
+    }  # fmt: skip
+    shown = pd.DataFrame(
+        {
+            "experiment": matrix["experiment"],
+            "n": matrix["n"],
+            "status": matrix["status"],
+            **{titles[name]: matrix[name].map(_share) for name in shares[:2]},
+            "steps": matrix["steps"].map(lambda value: _plain(value, 1)),
+            "to 90 %": matrix["steps_to_90"].map(lambda value: _plain(value, 0)),
+            **{titles[name]: matrix[name].map(_share) for name in shares[2:]},
+        }
+    )
+    return shown.astype(str)
+
+
+def show_controls(matrix: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy with the true demonstrations and with each control, tokens / whole grids."""
+    columns = {"experiment": matrix["experiment"]}
+    for name in ("normal", *CONTROLS):
+        pairs = zip(matrix[f"control_{name}"], matrix[f"control_{name}_exact"], strict=True)
+        columns[name] = pd.Series([_pair(*pair) for pair in pairs], index=matrix.index, dtype=str)
+    pairs = zip(matrix["baseline"], matrix["baseline_exact"], strict=True)
+    columns["trivial"] = pd.Series([_pair(*p) for p in pairs], index=matrix.index, dtype=str)
+    return pd.DataFrame(columns).astype(str)
+
+
+def _header(run: Run) -> str:
+    names = ", ".join(run.plans)
+    target = ", ".join(dict.fromkeys(str(plan.get("target", "?")) for plan in run.plans.values()))
+    return "\n".join([f"{target} ({names})", *_wrapped(what_was_run(run), "  ")])
+
+
+def _decision_lines(run: Run, decisions: list[Decision]) -> str:
+    if not decisions:
+        return ""
+    lines = ["Decisions after phase 1"]
+    for decision in decisions:
+        lines += _wrapped([f"{decision.name}: {decision.verdict} [{decision.label}]"], "  ")
+        lines += _wrapped([decision.text], "      ")
+    return "\n".join(lines)
+
+
+def _matrix_text(matrix: pd.DataFrame) -> str:
+    if matrix.empty:
+        return "No experiment has a folder yet."
+    lines = [
+        "Comparison (train: halted rows, mean of the last 10 % of steps; held-out: evaluation)"
+    ]
+    shown = show_matrix(matrix)
+    shown["status"] = [textwrap.shorten(status, 22, placeholder=" …") for status in shown["status"]]
+    lines += _grid(shown)
+    lines += _wrapped(
+        [
+            "accuracy, trivial: tokens; exact: whole grids; steps: mean ACT steps; to 90 %: "
+            "optimizer steps; trivial: best of copying the input and all background"
+        ],
+        "  ",
+    )
+    return "\n".join(lines)
+
+
+def _evidence_text(run: Run, matrix: pd.DataFrame) -> str:
+    if matrix.empty:
+        return ""
+    lines = ["Are the demonstrations read? (training puzzles, full ACT; tokens / whole grids)"]
+    lines += _grid(show_controls(matrix))
+    for experiment in matrix["experiment"]:
+        seen = observe(run, str(experiment))
+        lines += _wrapped([seen.controls, seen.held_out], "  ")
+    return "\n".join(lines)
+
+
+def _notes_text(run: Run, matrix: pd.DataFrame) -> str:
+    notes = [f"{row.experiment}: {row.notes}" for row in matrix.itertuples() if row.notes]
+    notes += list(run.notes)
+    return "\n".join(["Notes", *_wrapped(notes, "  ")]) if notes else ""
+
+
+def _next_text(run: Run, decisions: list[Decision]) -> str:
+    why, command = next_step(run, decisions)
+    lines = _wrapped([f"Next: {why}."])
+    return "\n".join([*lines, f"  {command}"] if command else lines)
+
+
+def _wrapped(texts: Iterable[str], indent: str = "") -> list[str]:
+    lines: list[str] = []
+    for text in texts:
+        lines += textwrap.wrap(
+            text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ",
+            break_on_hyphens=False,
+        )  # fmt: skip
+    return lines
+
+
+def _grid(frame: pd.DataFrame) -> list[str]:
+    align = ["left" if name in ("experiment", "status") else "right" for name in frame.columns]
+    table = tabulate(
+        frame.to_numpy().tolist(), headers=list(frame.columns), tablefmt="plain",
+        disable_numparse=True, colalign=align,
+    )  # fmt: skip
+    return [f"  {line}".rstrip() for line in table.split("\n")]
+
+
+def _values(trials: pd.DataFrame, column: str) -> str:
+    """The distinct values of a column, in order; ``?`` when unknown."""
+    if column not in trials:
+        return "?"
+    values = trials[column].dropna().unique()
+    shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    return ", ".join(shown) or "?"
+
+
+def _share(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def _pair(tokens: float, grids: float) -> str:
+    if math.isnan(tokens) and math.isnan(grids):
+        return "-"
+    return f"{_share(tokens)} / {_share(grids)}"
+
+
+def _plain(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
