@@ -23,6 +23,16 @@ SEMANTICS_VERSION = 1
 VARIATIONAL_ENCODERS = frozenset({"hybrid_variational", "lpn_variational"})
 """Encoder types with a KL term: they need ``kl_weight`` > 0."""
 
+_OUTSIDE_IDENTITY = (
+    "decoder",
+    "num_threads",
+    "batch_size_reason",
+    "keep_checkpoints",
+    "checkpoint_interval",
+    "log_interval",
+)
+"""Options that decide where and how often something is written, not the numbers of a trial."""
+
 ENCODER_TYPES = ("standard", "hybrid_standard", "hybrid_variational", "lpn_variational")
 
 
@@ -215,6 +225,7 @@ class TrialConfig(_Frozen):
     pretrained_decoder: bool = False
     decoder: str | None = Field(None, description="checkpoint to load the decoder from")
     decoder_ref: str | None = Field(None, description="identity of the decoder (recipe or content)")
+    decoder_l_cycles: int | None = Field(None, ge=1, description="where no config lies beside it")
     decoder_puzzles: Literal["disjoint", "same"] = "disjoint"
 
     # How it runs: outside the identity.
@@ -262,7 +273,7 @@ class TrialConfig(_Frozen):
     def identity(self, *, data_hash: str = "") -> str:
         """16 hex digits over everything that decides the numbers (not paths, not cadence)."""
         values = self.model_dump(mode="json")
-        for outside in ("decoder", "num_threads", "batch_size_reason", "keep_checkpoints"):
+        for outside in _OUTSIDE_IDENTITY:
             values.pop(outside)
         values["data"].pop("path")
         payload = json.dumps([values, data_hash, SEMANTICS_VERSION], sort_keys=True)

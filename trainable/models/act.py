@@ -228,6 +228,7 @@ class RecursiveModel(nn.Module):
         *,
         generator: RowGenerator | torch.Generator | None = None,
         sampling: RowGenerator | torch.Generator | None = None,
+        context: Tensor | None = None,
     ) -> tuple[Carry, Outputs]:
         """One ACT step.
 
@@ -237,6 +238,7 @@ class RecursiveModel(nn.Module):
                 and, for an encoder, `demo_inputs`, `demo_labels` (B, K, S), `demo_mask` (B, K).
             generator: draws of halting exploration (default: torch's global generator).
             sampling: draws of variational encoders (default: `generator`).
+            context: (B, P, D) to use in place of the encoder's (evaluation, controls).
 
         Returns:
             The new carry and `logits` (B, S, V), `q_halt_logits`, `q_continue_logits` (B); with an
@@ -251,6 +253,8 @@ class RecursiveModel(nn.Module):
         encoded = None
         if self.encoder is None:
             prefix = inner.puzzle_prefix(data["puzzle_identifiers"])
+        elif context is not None:
+            prefix = context
         else:
             encoded = carry.encoded
             if self.training or encoded is None or bool(carry.halted.any()):
