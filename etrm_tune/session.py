@@ -106,11 +106,11 @@ def quiet(log: Path) -> Iterator[TextIO]:
 
 
 @contextlib.contextmanager
-def ray_session(machine: Machine) -> Iterator[str]:
+def ray_session(machine: Machine, signals: Signals) -> Iterator[str]:
     """A Ray of this process's own; yields the dashboard's address.
 
     When it ends, every process that it started is gone. Its folder of logs goes too, unless an
-    exception passes through.
+    error passes through.
     """
     from trainable.ray_adapter import ray_environment
 
@@ -121,21 +121,27 @@ def ray_session(machine: Machine) -> Iterator[str]:
 
     import ray
 
-    context = ray.init(
-        address="local",
-        num_cpus=machine.cpus,
-        num_gpus=machine.gpus,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    folder = context.address_info.get("session_dir")
-    clean = False
+    folder, clean = None, False
     try:
-        yield str(context.dashboard_url or "")
-        clean = True
+        with signals.deferred():
+            context = ray.init(
+                address="local",
+                num_cpus=machine.cpus,
+                num_gpus=machine.gpus,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            folder = context.address_info.get("session_dir")
+        try:
+            yield str(context.dashboard_url or "")
+            clean = True
+        except Interrupted:
+            signals.ignore()
+            clean = True
+            raise
     finally:
         stop_ray()
         if clean and folder:

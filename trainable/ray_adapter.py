@@ -278,7 +278,8 @@ class RayTrial(tune.Trainable):
 
     def get_auto_filled_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         # Without the parameters, which would travel with every row.
-        return super().get_auto_filled_metrics(*args, **kwargs) | {"config": {}}
+        filled: dict[str, Any] = super().get_auto_filled_metrics(*args, **kwargs)
+        return filled | {"config": {}}
 
     def step(self) -> dict[str, Any]:
         while True:

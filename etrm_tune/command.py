@@ -1,0 +1,232 @@
+"""What a command does once its options are understood: run a plan, and say how it went."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+import analysis
+from etrm_tune import preflight
+from etrm_tune.live import LiveTable
+from etrm_tune.plan import Options, Plan, complete, make_plan, packages
+from etrm_tune.resources import Allotment, Machine, allot, this_machine
+from etrm_tune.run_folder import RunFolder, RunFolderError
+from etrm_tune.session import Interrupted, Signals, login_line, quiet, ray_session
+from trainable.errors import UserError
+
+TRAIN_FUNCTION = "trainable.loop:train"
+
+
+@dataclass(frozen=True)
+class How:
+    """How a plan is run: nothing of this changes what is measured."""
+
+    workers: int | None = None
+    concurrent: int | None = None
+    retry_failed: bool = False
+    allow: tuple[str, ...] = ()
+    again: tuple[str, ...] = ()
+    """Words that start this command again."""
+    train: str = TRAIN_FUNCTION
+
+
+@dataclass
+class Prepared:
+    """A plan and its share of the machine, before anything is written."""
+
+    plan: Plan
+    machine: Machine
+    allotments: dict[str, Allotment]
+    workers: int = 1
+    stored: dict[str, Any] | None = None
+    notes: list[tuple[str, Any]] = field(default_factory=list)
+
+    @property
+    def threads(self) -> dict[str, int]:
+        """Threads of a worker, by role."""
+        return {role: allotment.threads for role, allotment in self.allotments.items()}
+
+
+def divide(
+    plan: Plan, machine: Machine, how: How, stored: Mapping[str, Any] | None
+) -> dict[str, Allotment]:
+    """The machine's share for each role; threads of a run that was begun do not change."""
+    threads = (stored or {}).get("num_threads", {})
+    workers = how.workers or (stored or {}).get("workers") or 1
+    use_gpu = plan.options.profile != "laptop" and machine.gpus > 0
+    return {
+        stage[0].role: allot(
+            machine,
+            trials=len(stage),
+            workers=workers,
+            threads=threads.get(stage[0].role),
+            concurrent=None if how.concurrent is None else min(how.concurrent, len(stage)),
+            use_gpu=use_gpu,
+        )
+        for stage in plan.stages
+    }
+
+
+def prepare(options: Options, folder: RunFolder, how: How, files: preflight.Files) -> Prepared:
+    """Make the plan, or continue the one in ``folder``, and check it. Writes nothing."""
+    stored = folder.read_plan()
+    machine = this_machine()
+    options = options.merged(stored) if stored else complete(options, gpus=machine.gpus)
+    plan = make_plan(options, files)
+    if stored is not None:
+        check_same(plan, stored, folder)
+    allotments = divide(plan, machine, how, stored)
+    workers = next(iter(allotments.values())).workers
+    prepared = Prepared(plan, machine, allotments, workers, stored)
+    prepared.plan = plan.with_threads(prepared.threads)
+    prepared.notes = preflight.check_alignment(prepared.plan, files, how.allow)
+    preflight.check_decoder(prepared.plan, files, how.allow)
+    return prepared
+
+
+def check_same(plan: Plan, stored: Mapping[str, Any], folder: RunFolder) -> None:
+    """Raise `RunFolderError` when the trials would be others than those that were begun."""
+    begun = {trial["trial_id"]: trial["identity"] for trial in stored["trials"]}
+    for trial in plan.trials:
+        if begun.get(trial.trial_id) != trial.identity:
+            raise RunFolderError(
+                f"{folder.path} was begun with another configuration, data, decoder or version of "
+                f"{trial.trial_id}: start a new run with --name NAME"
+            )
+
+
+def write_plan(folder: RunFolder, prepared: Prepared) -> None:
+    """Write plan.json and every config.json, where they are not there yet."""
+    if prepared.stored is None:
+        values = prepared.plan.to_json(prepared.threads) | {"workers": prepared.workers}
+        folder.write_plan(values)
+    for trial in prepared.plan.trials:
+        known = folder.read_config(trial.trial_id)
+        if known is None or known.get("identity") != trial.identity:
+            folder.write_config(trial.trial_id, trial.config_json())
+
+
+def version_changes(stored: Mapping[str, Any] | None) -> str:
+    """Packages that differ from those the run was begun with, in words; empty for none."""
+    before = (stored or {}).get("packages", {})
+    now = packages()
+    changed = [f"{n} {v} → {now.get(n)}" for n, v in before.items() if now.get(n) != v]
+    return ", ".join(changed)
+
+
+def run(options: Options, folder: RunFolder, how: How, *, dry_run: bool = False) -> int:
+    """The whole command; returns the exit status. Raises `UserError` for what a user can fix."""
+    console = Console(soft_wrap=True)
+    files = preflight.Files()
+    with Signals() as signals:
+        try:
+            if dry_run:
+                prepared = prepare(options, folder, how, files)
+                preflight.show(console, prepared.plan, files, prepared.allotments, prepared.notes)
+                console.print("Dry run: nothing was started.")
+                return 0
+            with folder.locked():
+                prepared = prepare(options, folder, how, files)
+                preflight.check_disk(prepared.plan, files, folder.path)
+                preflight.show(console, prepared.plan, files, prepared.allotments, prepared.notes)
+                changed = version_changes(prepared.stored)
+                if changed:
+                    console.print(f"warning: the run was begun with other versions: {changed}")
+                write_plan(folder, prepared)
+                return execute(folder, prepared.plan, prepared.allotments, signals, how)
+        except Interrupted as stop:
+            console.print("Interrupted before any trial was started.")
+            return stop.exit_code
+
+
+def execute(
+    folder: RunFolder,
+    plan: Plan,
+    allotments: Mapping[str, Allotment],
+    signals: Signals,
+    how: How,
+) -> int:
+    """Run what is not done of a plan in a locked folder, write the tables, report."""
+    from etrm_tune.conductor import Conductor
+
+    code = 0
+    with quiet(folder.log) as terminal:
+        console = Console(file=terminal)
+        table = LiveTable(console, plan.trials, title=str(folder.path))
+        conductor = Conductor(folder, plan, allotments, signals, table, how.retry_failed, how.train)
+        try:
+            if conductor.prepare():
+                machine = next(iter(allotments.values())).machine
+                with ray_session(machine, signals) as url:
+                    console.print(login_line(url), soft_wrap=True, highlight=False)
+                    with table:
+                        try:
+                            conductor.run()
+                        except Interrupted:
+                            conductor.interrupt()
+                            raise
+        except Interrupted as stop:
+            code = stop.exit_code
+        finally:
+            signals.ignore()
+    console = Console(soft_wrap=True)
+    summarise(folder, console)
+    return say_how_it_went(folder, plan, conductor.statuses, how, code, console)
+
+
+def summarise(folder: RunFolder, console: Console) -> None:
+    """Write the derived files and print the comparison and the decision.
+
+    A failure here loses nothing that was measured, and is told in one line.
+    """
+    try:
+        results = analysis.write_derived(folder.path)
+        console.print(Text(analysis.summary_text(results)), soft_wrap=True)
+    except UserError as error:
+        console.print(Text(f"the tables could not be made: {error}"), soft_wrap=True)
+
+
+def say_how_it_went(
+    folder: RunFolder,
+    plan: Plan,
+    statuses: Mapping[str, str],
+    how: How,
+    code: int,
+    console: Console,
+) -> int:
+    """One line on what is left to do, and the exit status."""
+    again = shlex.join(how.again)
+    failed = [t.trial_id for t in plan.trials if statuses.get(t.trial_id) == "failed"]
+    left = [
+        t.trial_id
+        for t in plan.trials
+        if statuses.get(t.trial_id) in ("pending", "interrupted", "running")
+    ]
+    for trial_id in failed:
+        reason = folder.read_status(trial_id).get("reason", "")
+        log = _short(folder.trial(trial_id) / "log")
+        console.print(Text(f"failed: {trial_id}: {reason} (log: {log})"), soft_wrap=True)
+    if code:
+        text = f"Interrupted; everything measured is kept. Continue with: {again}"
+    elif failed:
+        retry = again if "--retry-failed" in how.again else f"{again} --retry-failed"
+        text = f"{len(failed)} of {len(plan.trials)} trials failed. Retry with: {retry}"
+    elif left:
+        text = f"{len(left)} of {len(plan.trials)} trials are not done. Continue with: {again}"
+    else:
+        text = f"All {len(plan.trials)} trials are done: {_short(folder.path)}"
+    console.print(Text(text), soft_wrap=True)
+    return code or (1 if failed or left else 0)
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
