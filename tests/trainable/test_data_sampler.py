@@ -17,6 +17,7 @@ from trainable.data import (
     canvas_from_tokens,
     control_batches,
     other_demos,
+    rank_slice,
     shuffle_demos,
     trivial_baselines,
 )
@@ -376,6 +377,11 @@ def test_shuffled_demos_break_every_pair_and_keep_the_outputs(folder: Path) -> N
             assert not any(np.array_equal(b, a) for b, a in zip(before, after, strict=True))
     assert broken > 10
     np.testing.assert_array_equal(changed["demo_inputs"], batch["demo_inputs"])
+    halves = [
+        shuffle_demos(rank_slice(batch, rank, 2), np.random.default_rng(0)) for rank in range(2)
+    ]
+    joined = np.concatenate([half["demo_labels"] for half in halves])
+    np.testing.assert_array_equal(joined, changed["demo_labels"])
 
 
 def test_trivial_baselines_by_hand() -> None:

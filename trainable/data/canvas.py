@@ -72,7 +72,7 @@ def canvas_from_tokens(
 
 def _size_and_corner(tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and columns of the colour cells of (..., 900), and their first row and column."""
-    colour = (tokens > EOS).view(*tokens.shape[:-1], SIDE, SIDE)
+    colour = (tokens > EOS).reshape(*tokens.shape[:-1], SIDE, SIDE)
     per_axis = torch.stack([colour.any(dim=-1), colour.any(dim=-2)], dim=-2)  # (..., 2, 30)
     first = per_axis.to(torch.uint8).argmax(dim=-1)
     return per_axis.sum(dim=-1), first

@@ -10,6 +10,7 @@ from trainable.data.batches import Batch, Row, build_batch
 from trainable.data.dataset import ArcData
 from trainable.data.grids import EOS, FIRST_COLOUR, IGNORE
 from trainable.errors import DataError
+from trainable.random import numpy_generator
 
 
 def control_batches(
@@ -66,9 +67,12 @@ def shuffle_demos(batch: Batch, generator: np.random.Generator) -> Batch:
 
     The exchange is one random cycle over the row's slots, the same for rows with equal `demo_key`.
     A row with a single demonstration keeps it: there is nothing to exchange. Canvas and queries
-    stay; `demo_key` keeps telling equal demonstrations within the batch.
+    stay; `demo_key` keeps telling equal demonstrations within the batch. One number is drawn from
+    ``generator`` per call and everything derived from it, so that ranks with equal generators
+    treat their slices as one worker treats the whole.
     """
     labels = batch["demo_labels"].copy()
+    seed = int(generator.integers(2**63))
     cycles: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
     for r, key in enumerate(batch["demo_key"].tolist()):
         slots = np.flatnonzero(batch["demo_mask"][r])
@@ -76,7 +80,7 @@ def shuffle_demos(batch: Batch, generator: np.random.Generator) -> Batch:
             continue
         known = cycles.get((key, len(slots)))
         if known is None:
-            order = generator.permutation(slots)
+            order = numpy_generator(seed, key).permutation(slots)
             known = cycles[key, len(slots)] = order, np.roll(order, 1)
         target, source = known
         labels[r, target] = batch["demo_labels"][r, source]

@@ -8,7 +8,8 @@ Splits, for the test set ``eval_subset``:
   exactly those evaluation puzzles whose queries it is evaluated on: it can answer only for
   identifiers that it has trained.
 
-Both see the same puzzles for the same options.
+Both see the same puzzles for the same options. Training puzzles without any known query output are
+left out, and so are single queries of unknown output.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ class ArcData:
             for name, puzzles in eligible.items()
             if name != config.eval_subset
             for puzzle in puzzles
-            if self.kind == "trm" or any(query.output is not None for query in puzzle.queries)
+            if any(query.output is not None for query in puzzle.queries)
         ]
         available = len(trained)
         trained = trained[config.skip_train_groups :][: config.max_train_groups]

