@@ -209,7 +209,7 @@ def status_command(args: argparse.Namespace) -> int:
     from etrm_tune.run_folder import RunFolder, RunFolderError
 
     folder = RunFolder(args.run)
-    plan = folder.read_plan() if folder.path.is_dir() else None
+    plan = folder.read_plan() if (folder.path / "plan.json").is_file() else None
     if plan is None:
         raise RunFolderError(f"{args.run} holds no run: give a folder such as runs/phase1")
     console = Console()

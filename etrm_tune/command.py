@@ -87,6 +87,7 @@ def prepare(options: Options, folder: RunFolder, how: How, files: preflight.File
     prepared.plan = plan.with_threads(prepared.threads)
     prepared.notes = preflight.check_alignment(prepared.plan, files, how.allow)
     preflight.check_decoder(prepared.plan, files, how.allow)
+    preflight.check_disk(prepared.plan, files, folder.path)
     return prepared
 
 
@@ -133,7 +134,6 @@ def run(options: Options, folder: RunFolder, how: How, *, dry_run: bool = False)
                 return 0
             with folder.locked():
                 prepared = prepare(options, folder, how, files)
-                preflight.check_disk(prepared.plan, files, folder.path)
                 preflight.show(console, prepared.plan, files, prepared.allotments, prepared.notes)
                 changed = version_changes(prepared.stored)
                 if changed:

@@ -196,28 +196,28 @@ class Conductor:
             ).to_json()
         scheduler = RuleScheduler(rule, self.folder.path / "trials")
         follower = _Follower(self, {t.trial_id: t for t in ready}, scheduler)
-        tuner = tune.Tuner(
-            tune.with_resources(RayTrial, allotment.driver_resources),
-            param_space={"trial_id": tune.grid_search(list(specs)), "specs": specs},
-            tune_config=tune.TuneConfig(
-                scheduler=scheduler,
-                max_concurrent_trials=allotment.concurrent,
-                reuse_actors=False,  # a reused actor skips `cleanup`
-                trial_name_creator=our_id,
-                trial_dirname_creator=our_id,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=str(scratch),
-                callbacks=[follower],
-                failure_config=tune.FailureConfig(max_failures=TRIAL_RESTARTS),
-                checkpoint_config=tune.CheckpointConfig(
-                    checkpoint_frequency=0, checkpoint_at_end=False
-                ),
-                verbose=0,
-            ),
-        )
         try:
+            tuner = tune.Tuner(
+                tune.with_resources(RayTrial, allotment.driver_resources),
+                param_space={"trial_id": tune.grid_search(list(specs)), "specs": specs},
+                tune_config=tune.TuneConfig(
+                    scheduler=scheduler,
+                    max_concurrent_trials=allotment.concurrent,
+                    reuse_actors=False,  # a reused actor skips `cleanup`
+                    trial_name_creator=our_id,
+                    trial_dirname_creator=our_id,
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=str(scratch),
+                    callbacks=[follower],
+                    failure_config=tune.FailureConfig(max_failures=TRIAL_RESTARTS),
+                    checkpoint_config=tune.CheckpointConfig(
+                        checkpoint_frequency=0, checkpoint_at_end=False
+                    ),
+                    verbose=0,
+                ),
+            )
             with self.signals.deferred():
                 tuner.fit()
         finally:
@@ -239,6 +239,10 @@ class _Follower(tune.Callback):
         self.trials = trials
         self.scheduler = scheduler
         self.outcomes: dict[str, tuple[str, str]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune saves its experiment with pickle; nobody reads it, and a terminal has no pickle.
+        return tune.Callback, ()
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self.conductor.table.refresh()

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -215,13 +216,17 @@ def _json(values: Mapping[str, Any]) -> str:
 
 
 def check_writable(folder: Path, needed_bytes: int) -> None:
-    """Raise `RunFolderError` if ``folder`` is not writable or has less than ``needed_bytes``."""
+    """Raise `RunFolderError` if ``folder`` cannot be written or has less than ``needed_bytes``.
+
+    Creates nothing: a folder that does not exist yet is judged by the nearest one that does.
+    """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise disk_error(folder, NotADirectoryError(errno.ENOTDIR, "not a directory"))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe.{os.getpid()}.tmp"
-        probe.write_text("probe")
-        probe.unlink()
-        room = os.statvfs(folder)
+        with tempfile.TemporaryFile(dir=existing) as probe:
+            probe.write(b"probe")
+        room = os.statvfs(existing)
     except OSError as error:
         raise disk_error(folder, error) from None
     free = room.f_bavail * room.f_frsize

@@ -1,0 +1,64 @@
+"""Runs a plan of fake trials as the command line does: ``run_fake.py FOLDER '{"trials": …}'``.
+
+``trials`` maps an experiment's name to the settings of `fake_loop`; ``decoder`` (optional) holds
+those of a decoder that every trial needs; ``workers``, ``concurrent``, ``retry_failed``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+
+from etrm_tune.command import How, Prepared, divide, execute, write_plan
+from etrm_tune.plan import Options, Plan, PlannedTrial
+from etrm_tune.resources import Machine
+from etrm_tune.run_folder import RunFolder
+from etrm_tune.session import Signals
+from search_spaces import trial_id
+from trainable.config import TrialConfig
+from trainable.errors import UserError
+
+
+def planned(name: str, settings: dict[str, Any], needs: str | None = None) -> PlannedTrial:
+    config = TrialConfig(name=name, epochs=100, batch_size_reason=json.dumps(settings))
+    role = "decoder" if name.startswith("decoder/") else "arm"
+    plain = config.model_copy(update={"batch_size_reason": None})
+    return PlannedTrial(trial_id(name, 0), role, config, plain.identity(), needs=needs)
+
+
+def main(path: str, text: str) -> int:
+    asked = json.loads(text)
+    trials = []
+    needs = None
+    if "decoder" in asked:
+        trials.append(planned("decoder/trm", asked["decoder"]))
+        needs = trials[0].trial_id
+    trials += [planned(name, settings, needs) for name, settings in asked["trials"].items()]
+    options = Options("phase1", "laptop", "2026-01-21", 1, scheduler="bar")
+    how = How(
+        workers=asked.get("workers"),
+        concurrent=asked.get("concurrent"),
+        retry_failed=asked.get("retry_failed", False),
+        again=("again",),
+        train="fake_loop:train",
+    )
+    folder = RunFolder(path)
+    with Signals() as signals, folder.locked():
+        plan = Plan(options, tuple(trials))
+        machine = Machine(cpus=2)
+        stored = folder.read_plan()
+        prepared = Prepared(plan, machine, divide(plan, machine, how, stored), stored=stored)
+        write_plan(folder, prepared)
+        return execute(folder, plan, prepared.allotments, signals, how)
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main(*sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}")
+        raise SystemExit(2) from None
