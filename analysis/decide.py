@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from analysis.load import Run
-from analysis.observe import Observation, observe, percent
+from analysis.observe import NOT_READ, Observation, observe, percent
 from search_spaces import DEFAULT_REVISION, rules
 from search_spaces.rules import ComparisonRule, Scenario, ThresholdRule
 
@@ -96,7 +96,9 @@ def next_step(run: Run, decisions: Sequence[Decision]) -> tuple[str, str | None]
     if flag and flag.verdict == "raised":
         return f"red flag 1: {flag.text}", flag.next
     if control and control.kind == "success":
-        return "E1a is validated: go on to phase 2", control.next
+        open_ = [d.name for d in decisions if not d.decided]
+        rest = f" (still not decided: {', '.join(open_)})" if open_ else ""
+        return f"E1a is validated: go on to phase 2{rest}", control.next
     if control and control.decided:
         why = (
             "E1a is not above 90 % and the document has no rule for that: nothing is started by "
@@ -204,7 +206,8 @@ def _red_flag(rule: ThresholdRule, seen: dict[str, Observation], run: Run) -> De
     outside = [arm for arm in known if not rule.band.contains(arm.judged)]
     problems = [arm.problem for arm in arms if arm.problem is not None]
     if outside:
-        text = f"{', '.join(arm.told for arm in outside)} (not {rule.band.text})"
+        clear = ", ".join(arm.id for arm in outside)
+        text = f"{', '.join(arm.told for arm in known)}: {clear} not in the range {rule.band.text}"
         under = [arm for arm in outside if rule.band.low and arm.judged < rule.band.low]
         if under:
             text += (
@@ -252,14 +255,14 @@ def _scenario(scenario: Scenario, seen: dict[str, Observation]) -> Decision:
 
 
 def _cost(arm: Observation, partner: Observation) -> str:
-    """`` (parameters 1.2 M against 0.4 M; …)`` as far as both were recorded."""
+    """``; parameters 1.2 M against 0.4 M, …`` as far as both were recorded."""
     parts = []
     for name, scale, unit in (("parameters", 1e6, "M"), ("training seconds", 60.0, "min")):
         if name in arm.numbers and name in partner.numbers:
             mine, other = arm.numbers[name] / scale, partner.numbers[name] / scale
             what = "parameters" if name == "parameters" else "training time"
             parts.append(f"{what} {mine:.3g} {unit} against {other:.3g} {unit}")
-    return f" ({'; '.join(parts)})" if parts else " (parameters were not recorded)"
+    return f"; {', '.join(parts)}" if parts else "; parameters were not recorded"
 
 
 def _quote(rule: ThresholdRule, arms: Iterable[str]) -> str:
@@ -289,6 +292,8 @@ def _decided(
     known = [arm for arm in arms if arm.problem is None]
     counts = sorted({arm.n for arm in known})
     n = counts[0] if counts else 0
+    if kind == "success" and known and known[0].reads is False:
+        text += f". But {NOT_READ}"
     seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(n)
     return Decision(
         name=name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,7 @@ from analysis.compare import comparison_matrix
 from analysis.decide import Decision, decide, next_step
 from analysis.load import PathLike, Run, load
 from analysis.rows import SCHEMA_VERSION, ResultsError
-from analysis.text import show_controls, show_matrix, summary_text, what_was_run
+from analysis.text import evidence, show_controls, show_matrix, summary_text, what_was_run
 
 FILES = (
     "trials.parquet",
@@ -36,8 +37,7 @@ def write_derived(path: PathLike) -> Run:
     folder = run.paths[0]
     matrix, decisions = comparison_matrix(run), decide(run)
     for name, table in (("trials", run.trials), ("curves", run.curves), ("tasks", run.tasks)):
-        plain = _plain(table)
-        _replace(folder / f"{name}.parquet", lambda to, plain=plain: plain.to_parquet(to))
+        _replace(folder / f"{name}.parquet", _plain(table).to_parquet)
     texts = {
         "comparison.md": comparison_markdown(run, matrix, decisions),
         "comparison.csv": matrix.to_csv(index=False),
@@ -45,7 +45,7 @@ def write_derived(path: PathLike) -> Run:
         "summary.txt": summary_text(run),
     }
     for name, text in texts.items():
-        _replace(folder / name, lambda to, text=text: to.write_text(text, encoding="utf-8"))
+        _replace(folder / name, partial(_write_text, text))
     return run
 
 
@@ -55,13 +55,13 @@ def comparison_markdown(run: Run, matrix: pd.DataFrame, decisions: list[Decision
     lines += [f"- {line}" for line in what_was_run(run)]
     shown = show_matrix(matrix).assign(notes=matrix["notes"].astype(str))
     lines += ["", _markdown(shown), "", "Demonstration controls, tokens / whole grids:", ""]
-    lines += [_markdown(show_controls(matrix)), "", "## Decisions", ""]
+    lines += [_markdown(show_controls(matrix)), ""]
+    lines += [*(f"- {line}" for line in evidence(run, matrix)), "", "## Decisions", ""]
     for decision in decisions:
         lines.append(
             f"- **{decision.name}: {decision.verdict}** ({decision.label}). {decision.text}."
         )
         lines.append(f"  Rule: {decision.rule}.")
-        lines += [f"  {said}." for said in (*decision.held_out, *decision.controls)]
     why, command = next_step(run, decisions)
     lines += ["", f"Next: {why}.", *([f"`{command}`"] if command else [])]
     return "\n".join(lines) + "\n"
@@ -89,12 +89,16 @@ def _markdown(frame: pd.DataFrame) -> str:
 def _plain(frame: pd.DataFrame) -> pd.DataFrame:
     """Columns of mixed types as JSON text, since a parquet column has one type."""
     plain = frame.copy()
-    for column in plain.columns[plain.dtypes == object]:
+    for column in [name for name in plain if plain[name].dtype.kind == "O"]:
         known = plain[column].dropna()
         if known.map(type).nunique() > 1 or known.map(lambda v: isinstance(v, dict | list)).any():
             text = known.map(lambda v: v if isinstance(v, str) else json.dumps(v, default=str))
             plain[column] = text.reindex(plain.index)
     return plain
+
+
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

@@ -252,12 +252,13 @@ def _table(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.reindex(columns=[*(column.name for column in first), *rest])
     dtypes = {"int": "int64", "float": "float64", "str": "str"}
     typed = {c.name: dtypes[c.dtype] for c in first if c.dtype != "any"}
-    return frame.astype(typed).reset_index(drop=True)
+    return frame.astype(typed).reset_index(drop=True).copy()
 
 
 def _without_repeats(trials: pd.DataFrame, notes: list[str]) -> pd.Series[bool]:
     """Which trials to keep when folders overlap: of each identity the one that got furthest."""
-    order = trials.assign(
+    key = trials[["run", "trial_id", "identity", "status", "step"]]
+    order = key.assign(
         _known=trials["identity"].where(trials["identity"].notna(), trials["run"]),
         _done=trials["status"].isin(TERMINAL),
     ).sort_values(["_done", "step"], ascending=False, kind="stable")

@@ -11,6 +11,8 @@ from analysis.compare import BASELINES, CONTROLS, best_of, treatment
 from analysis.load import Run
 from analysis.margins import CONTROL_MARGIN, GENERALISES
 
+NOT_READ = "this accuracy does not show that the demonstrations are read"
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -30,6 +32,8 @@ class Observation:
     numbers: dict[str, float] = field(default_factory=dict)
     held_out: str = ""
     controls: str = ""
+    reads: bool | None = None
+    """Whether accuracy exceeds the controls by the margin; None when they were not measured."""
 
     @property
     def id(self) -> str:
@@ -76,6 +80,7 @@ def observe(run: Run, experiment: str) -> Observation:
         numbers=_numbers(trials),
         held_out=_held_out(name, trials),
         controls=_controls(name, trials),
+        reads=_reads(trials),
     )
 
 
@@ -148,13 +153,12 @@ def _held_out(name: str, trials: pd.DataFrame) -> str:
 def _controls(name: str, trials: pd.DataFrame) -> str:
     tokens, tokens_control = controls_gap(trials, "accuracy")
     grids, grids_control = controls_gap(trials, "exact_accuracy")
-    gaps = [tokens - tokens_control, grids - grids_control]
-    if all(math.isnan(gap) for gap in gaps):
+    read = _reads(trials)
+    if read is None:
         return (
             f"{name}: the demonstration controls were not measured: whether the demonstrations "
             f"are read is not known"
         )
-    read = any(round(gap, 9) > CONTROL_MARGIN for gap in gaps)
     numbers = (
         f"tokens {percent(tokens)} against {percent(tokens_control)} with the best control, "
         f"grids {percent(grids)} against {percent(grids_control)}, margin "
@@ -162,7 +166,13 @@ def _controls(name: str, trials: pd.DataFrame) -> str:
     )
     if read:
         return f"{name}: the demonstrations are used ({numbers})"
-    return f"{name}: this accuracy does not show that the demonstrations are read ({numbers})"
+    return f"{name}: {NOT_READ} ({numbers})"
+
+
+def _reads(trials: pd.DataFrame) -> bool | None:
+    pairs = [controls_gap(trials, metric) for metric in ("accuracy", "exact_accuracy")]
+    gaps = [normal - control for normal, control in pairs if not math.isnan(normal - control)]
+    return any(round(gap, 9) > CONTROL_MARGIN for gap in gaps) if gaps else None
 
 
 def _mean(trials: pd.DataFrame, column: str) -> float:

@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Iterable
 
 import pandas as pd
-from tabulate import tabulate
 
 from analysis.compare import CONTROLS, INCLUSION, comparison_matrix
 from analysis.decide import Decision, decide, next_step
@@ -15,6 +14,8 @@ from analysis.load import Run
 from analysis.observe import observe, percent
 
 WIDTH = 100
+
+_GLUE = "\x00%"  # as wide as " %", and no place to break a line
 
 PUBLISHED = "paper"
 """The one profile whose sizes are the published ones."""
@@ -51,7 +52,7 @@ def what_was_run(run: Run) -> list[str]:
 def decoder_text(run: Run) -> str:
     """Where the arms' decoder comes from and on which puzzles it was trained."""
     arms = run.arms
-    used = arms["config/pretrained_decoder"] if "config/pretrained_decoder" in arms else None
+    used = arms.get("config/pretrained_decoder")
     puzzles = _values(arms, "config/decoder_puzzles")
     made = run.trials[run.trials["role"] == "decoder"]
     if len(made):
@@ -67,9 +68,25 @@ def decoder_text(run: Run) -> str:
     if not used.fillna(False).astype(bool).any():
         return "none, the arms train from scratch"
     given = dict(run.plan.get("options", {})).get("decoder") or _values(arms, "config/decoder_ref")
+    if given == "?":
+        return "pretrained, its source is not recorded"
     return (
         f"given checkpoint {given}, puzzles that it has seen: unknown; conditional on one decoder"
     )
+
+
+def evidence(run: Run, matrix: pd.DataFrame) -> list[str]:
+    """What controls and held-out puzzles say per experiment; one line for the unmeasured."""
+    lines, missing = [], []
+    for experiment in matrix["experiment"]:
+        seen = observe(run, str(experiment))
+        if seen.reads is None and "held-out pass@1" not in seen.numbers:
+            missing.append(seen.id)
+        else:
+            lines += [seen.controls, seen.held_out]
+    if missing:
+        lines.append(f"{', '.join(missing)}: neither controls nor held-out pass@1 were measured")
+    return lines
 
 
 def show_matrix(matrix: pd.DataFrame) -> pd.DataFrame:
@@ -115,7 +132,8 @@ def _decision_lines(run: Run, decisions: list[Decision]) -> str:
         return ""
     lines = ["Decisions after phase 1"]
     for decision in decisions:
-        lines += _wrapped([f"{decision.name}: {decision.verdict} [{decision.label}]"], "  ")
+        label = f" [{decision.label}]" if decision.decided else ""
+        lines += _wrapped([f"{decision.name}: {decision.verdict}{label}"], "  ")
         lines += _wrapped([decision.text], "      ")
     return "\n".join(lines)
 
@@ -127,7 +145,7 @@ def _matrix_text(matrix: pd.DataFrame) -> str:
         "Comparison (train: halted rows, mean of the last 10 % of steps; held-out: evaluation)"
     ]
     shown = show_matrix(matrix)
-    shown["status"] = [textwrap.shorten(status, 22, placeholder=" …") for status in shown["status"]]
+    shown["status"] = [textwrap.shorten(status, 16, placeholder=" …") for status in shown["status"]]
     lines += _grid(shown)
     lines += _wrapped(
         [
@@ -144,14 +162,12 @@ def _evidence_text(run: Run, matrix: pd.DataFrame) -> str:
         return ""
     lines = ["Are the demonstrations read? (training puzzles, full ACT; tokens / whole grids)"]
     lines += _grid(show_controls(matrix))
-    for experiment in matrix["experiment"]:
-        seen = observe(run, str(experiment))
-        lines += _wrapped([seen.controls, seen.held_out], "  ")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_wrapped(evidence(run, matrix), "  ")])
 
 
 def _notes_text(run: Run, matrix: pd.DataFrame) -> str:
-    notes = [f"{row.experiment}: {row.notes}" for row in matrix.itertuples() if row.notes]
+    pairs = zip(matrix["experiment"].tolist(), matrix["notes"].tolist(), strict=True)
+    notes = [f"{experiment}: {said}" for experiment, said in pairs if said]
     notes += list(run.notes)
     return "\n".join(["Notes", *_wrapped(notes, "  ")]) if notes else ""
 
@@ -163,22 +179,29 @@ def _next_text(run: Run, decisions: list[Decision]) -> str:
 
 
 def _wrapped(texts: Iterable[str], indent: str = "") -> list[str]:
+    """Lines of at most `WIDTH` columns; a number keeps its percent sign."""
     lines: list[str] = []
     for text in texts:
-        lines += textwrap.wrap(
-            text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ",
-            break_on_hyphens=False,
+        wrapped = textwrap.wrap(
+            text.replace(" %", _GLUE), WIDTH, initial_indent=indent,
+            subsequent_indent=indent + "  ", break_on_hyphens=False,
         )  # fmt: skip
+        lines += [line.replace(_GLUE, " %") for line in wrapped]
     return lines
 
 
 def _grid(frame: pd.DataFrame) -> list[str]:
-    align = ["left" if name in ("experiment", "status") else "right" for name in frame.columns]
-    table = tabulate(
-        frame.to_numpy().tolist(), headers=list(frame.columns), tablefmt="plain",
-        disable_numparse=True, colalign=align,
-    )  # fmt: skip
-    return [f"  {line}".rstrip() for line in table.split("\n")]
+    """Columns two spaces apart (one where that is too wide), text left, numbers right."""
+    table = [list(map(str, frame.columns)), *frame.to_numpy().tolist()]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    left = [name in ("experiment", "status") for name in frame.columns]
+    fits = sum(widths) + 2 * len(widths) <= WIDTH
+    lines = []
+    for row in table:
+        cells = zip(row, widths, left, strict=True)
+        padded = [cell.ljust(w) if to_left else cell.rjust(w) for cell, w, to_left in cells]
+        lines.append("  " + ("  " if fits else " ").join(padded).rstrip())
+    return lines
 
 
 def _values(trials: pd.DataFrame, column: str) -> str:
@@ -197,7 +220,7 @@ def _share(value: float) -> str:
 def _pair(tokens: float, grids: float) -> str:
     if math.isnan(tokens) and math.isnan(grids):
         return "-"
-    return f"{_share(tokens)} / {_share(grids)}"
+    return f"{_share(tokens)} / {_share(grids)}".replace(" % / ", "/")
 
 
 def _plain(value: float, digits: int) -> str:
