@@ -8,14 +8,16 @@ every threshold; a missing, crashed, diverged or unfinished one gives "not decid
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from analysis.load import Run
 from analysis.observe import NOT_READ, Observation, observe, percent
-from search_spaces import DEFAULT_REVISION, rules
+from search_spaces import DEFAULT_REVISION, rules, targets
 from search_spaces.rules import ComparisonRule, Scenario, ThresholdRule
 
 NOT_DECIDED = "not decided"
@@ -101,29 +103,62 @@ def next_step(run: Run, decisions: Sequence[Decision]) -> tuple[str, str | None]
         return f"E1a is validated: go on to phase 2{rest}", control.next
     if control and control.decided:
         why = (
-            "E1a is not above 90 % and the document has no rule for that: nothing is started by "
-            "itself. Ours: ask with the debug series whether the encoder is the limit"
+            "E1a is not above 90 % and the document has no rule for that. Ours: ask whether the "
+            "encoder is the limit (series debug) before phase 2"
         )
-        return why, command(run, "debug")
-    reason = control.text if control else decisions[0].text
-    return f"{reason}. Run the same command again to go on", command(run, "phase1")
+        return why, _debug(run)
+    if control is None:
+        return decisions[0].text, None
+    return _open_control(run, control.text)
 
 
-def command(run: Run, target: str) -> str:
-    """``python -m etrm_tune.run <target>`` with the options that this run was made with."""
+def _open_control(run: Run, reason: str) -> tuple[str, str | None]:
+    """What to do while E1a has no answer."""
+    trials = run.arms[run.arms["experiment"] == rules.E1A]
+    status = set(trials["status"])
+    target = str(run.plan.get("target"))
+    if trials.empty:
+        return f"{reason}: the decisions after phase 1 start from it", command(run, "phase1")
+    if "failed" in set(run.trials["status"]):
+        return f"{reason}. Run again what failed", command(run, target, again=True)
+    if status & {"pending", "running", "interrupted"}:
+        return f"{reason}. The same command goes on", command(run, target, again=True)
+    why = "such a run is not repeated by itself: try another setting or more seeds in a new run"
+    return f"{reason}; {why}", None
+
+
+def command(run: Run, target: str, *, again: bool = False) -> str:
+    """``python -m etrm_tune.run <target>`` with the options that this run was made with.
+
+    `again` continues this very run: its folder is named where the target alone would not find it,
+    and failed trials are retried.
+    """
     options: dict[str, Any] = {"profile": run.plan.get("profile")}
     options |= {"revision": run.plan.get("revision")} | dict(run.plan.get("options", {}))
     words = ["python -m etrm_tune.run", target]
     for name in ("profile", "revision", "seeds", "decoder", "decoder_l_cycles"):
         value = options.get(name)
         if value is not None and (name, value) not in _DEFAULTS:
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            words += [f"--{name.replace('_', '-')}", shlex.quote(str(value))]
     for name in ("decoder_puzzles", "data"):
         if options.get(name):
-            words += [f"--{name.replace('_', '-')}", str(options[name])]
+            words += [f"--{name.replace('_', '-')}", shlex.quote(str(options[name]))]
     for name, value in dict(options.get("settings") or {}).items():
-        words += ["--set", f"{name}={value}"]
+        text = value if isinstance(value, str) else json.dumps(value)
+        words += ["--set", shlex.quote(f"{name}={text}")]
+    folder = run.paths[0]
+    if again and folder.parent.name != "runs":
+        words += ["--runs", shlex.quote(str(folder.parent))]
+    if again and folder.name != target:
+        words += ["--name", shlex.quote(folder.name)]
+    if again and "failed" in set(run.trials["status"]):
+        words.append("--retry-failed")
     return " ".join(words)
+
+
+def _debug(run: Run) -> str | None:
+    """The series that asks whether the encoder is the limit, where the plan has it."""
+    return command(run, "debug") if "debug" in targets() else None
 
 
 _DEFAULTS = (("revision", DEFAULT_REVISION), ("seeds", 1))
@@ -218,7 +253,7 @@ def _red_flag(rule: ThresholdRule, seen: dict[str, Observation], run: Run) -> De
     if problems:
         return _undecided(rule.name, quoted, arms, problems)
     text = f"{', '.join(arm.told for arm in arms)}: {_outcome(rule)}"
-    follow = command(run, "debug") if rule.name == "red flag 1" else None
+    follow = _debug(run) if rule.name == "red flag 1" else None
     return _decided(rule.name, quoted, "raised", text, arms, kind=rule.kind, next=follow)
 
 

@@ -173,6 +173,10 @@ def _read_trial(
     started = [a.start["total_steps"] for a in attempts if a.start.get("total_steps") is not None]
     total_steps = float(started[-1]) if started else math.nan
     status, reason = _status(folder, attempts, result, bool(rows))
+    rungs = read_lines(folder / "scheduler.jsonl", notes)
+    stops = [rung["reason"] for rung in rungs if rung.get("stop") and rung.get("reason")]
+    if status == "stopped" and stops:  # the loop only knows that it was told to stop
+        reason = str(stops[-1])
     guess = "decoder" if experiment.startswith("decoder/") else "arm"
     summary: dict[str, Any] = {
         **key,
@@ -203,7 +207,6 @@ def _read_trial(
     }
     options = {f"config/{name}": value for name, value in config.items()}
     tasks = result.get("tasks")
-    rungs = read_lines(folder / "scheduler.jsonl", notes)
     return _Trial(
         summary | recorded | options,
         curve,
@@ -223,11 +226,11 @@ def _status(
     told = read_object(folder / "status.json") or {}
     status, reason = told.get("status"), told.get("reason")
     end = attempts[-1].end if attempts else {}
-    if status not in TERMINAL and end.get("status"):
+    if status not in TERMINAL and end.get("status") in (*TERMINAL, "interrupted"):
         current = told.get("attempt")
         if not isinstance(current, int) or current <= attempts[-1].number:
             status, reason = end["status"], end.get("reason")
-    if status is None and result.get("status"):
+    if status is None and result.get("status") in TERMINAL:
         status, reason = result["status"], result.get("reason")
     if status is None:
         status = "interrupted" if has_rows else "pending"

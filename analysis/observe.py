@@ -111,7 +111,7 @@ def _problem(name: str, trials: pd.DataFrame) -> str | None:
             said = {
                 "diverged": f"diverged at step {trial.step}{why}",
                 "failed": f"crashed at step {trial.step}{why}",
-                "pending": "has not started",
+                "pending": f"has not started{why}",
                 "stopped": f"was not stopped by the bar{why}",
             }.get(status, f"is unfinished ({status} at step {trial.step})")
             return f"{where} {said}"
@@ -160,13 +160,21 @@ def _controls(name: str, trials: pd.DataFrame) -> str:
             f"are read is not known"
         )
     numbers = (
-        f"tokens {percent(tokens)} against {percent(tokens_control)} with the best control, "
-        f"grids {percent(grids)} against {percent(grids_control)}, margin "
+        f"tokens {percent(tokens)} against {percent(tokens_control)} with the best control"
+        f"{_which(trials, 'accuracy')}, grids {percent(grids)} against {percent(grids_control)}"
+        f"{_which(trials, 'exact_accuracy')}, margin "
         f"{100 * CONTROL_MARGIN:g} points"
     )
     if read:
         return f"{name}: the demonstrations are used ({numbers})"
     return f"{name}: {NOT_READ} ({numbers})"
+
+
+def _which(trials: pd.DataFrame, metric: str) -> str:
+    """`` (shuffled)``: the control that came closest."""
+    means = {name: _mean(trials, f"control/{name}_{metric}") for name in CONTROLS}
+    known = {name: mean for name, mean in means.items() if not math.isnan(mean)}
+    return f" ({max(known, key=lambda name: known[name])})" if known else ""
 
 
 def _reads(trials: pd.DataFrame) -> bool | None:

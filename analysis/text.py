@@ -145,7 +145,7 @@ def _matrix_text(matrix: pd.DataFrame) -> str:
         "Comparison (train: halted rows, mean of the last 10 % of steps; held-out: evaluation)"
     ]
     shown = show_matrix(matrix)
-    shown["status"] = [textwrap.shorten(status, 16, placeholder=" …") for status in shown["status"]]
+    shown["status"] = [textwrap.shorten(status, 13, placeholder=" …") for status in shown["status"]]
     lines += _grid(shown)
     lines += _wrapped(
         [

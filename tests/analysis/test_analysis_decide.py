@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from synthetic_runs import BAR, CONTROLS, EVALUATION, FolderWriter, phase1
 
 import analysis
+import search_spaces
 from analysis import Decision
 from analysis.compare import by_bar, treatment
 from analysis.decide import command, next_step
@@ -154,7 +156,9 @@ def test_red_flag_1(
     run = analysis.load(path)
     why, follow = next_step(run, analysis.decide(run))
     assert ("red flag 1" in why) == (verdict == "raised")
-    assert follow is not None and "phase2" not in follow
+    assert "phase2" not in (follow or "")
+    if follow is not None:
+        assert follow.split()[3] in search_spaces.targets()
     if verdict == "raised":
         assert "gradient flow" in flag.text and "data pipeline" in flag.text
 
@@ -254,7 +258,7 @@ def test_a_stopped_control_is_below_90_and_raises_red_flag_1_with_the_rest(tmp_p
 def test_a_run_without_an_answer_is_not_decided(
     tmp_path: Path, status: str, reason: str, says: str
 ) -> None:
-    writer = FolderWriter(tmp_path / "run")
+    writer = FolderWriter(tmp_path / "runs" / "phase1")
     folder = writer.add("overfit/E1a", 0.95, status=status, reason=reason)
     if status in ("running", "interrupted"):
         (folder / "attempt-1.jsonl").write_text(
@@ -266,7 +270,12 @@ def test_a_run_without_an_answer_is_not_decided(
     assert control.verdict == control.label == "not decided"
     assert says in control.text
     why, follow = next_step(run, decisions)
-    assert says in why and follow == "python -m etrm_tune.run phase1 --profile laptop"
+    assert says in why
+    if status in ("diverged", "stopped"):
+        assert follow is None and "not repeated by itself" in why
+    else:
+        retry = " --retry-failed" if status == "failed" else ""
+        assert follow == f"python -m etrm_tune.run phase1 --profile laptop{retry}"
 
 
 def test_a_pending_and_a_missing_run_are_named(tmp_path: Path) -> None:
@@ -275,6 +284,27 @@ def test_a_pending_and_a_missing_run_are_named(tmp_path: Path) -> None:
     decisions = decided(writer.path)
     assert decisions["E1a"].text == "E1a has not started"
     assert decisions["E2a"].text == "E2a is not part of this run"
+
+
+def test_the_reason_of_a_stop_is_the_schedulers(tmp_path: Path) -> None:
+    writer = FolderWriter(tmp_path / "run")
+    told = "the reporting function said stop"
+    folder = writer.add("overfit/E2a", 0.12, status="stopped", reason=told, steps=200)
+    assert not decided(writer.path)["E2a"].decided
+    line = json.dumps({"stop": True, "reason": BAR, "rung": 500})
+    (folder / "scheduler.jsonl").write_text(line + "\n")
+    assert decided(writer.path)["E2a"].verdict == "variational encoder fails"
+
+
+def test_what_waits_for_a_decoder_says_so(tmp_path: Path) -> None:
+    writer = FolderWriter(tmp_path / "runs" / "phase1")
+    writer.add("decoder/trm", 0.3, role="decoder", status="failed", reason="boom")
+    reason = "waits for decoder-trm-s0, which is failed"
+    writer.add("overfit/E1a", None, status="pending", reason=reason)
+    run = analysis.load(writer.path)
+    why, follow = next_step(run, analysis.decide(run))
+    assert f"E1a has not started: {reason}" in why
+    assert follow is not None and follow.endswith("--retry-failed")
 
 
 def test_a_finished_run_without_the_metric_is_not_decided(tmp_path: Path) -> None:
@@ -364,6 +394,8 @@ def test_the_next_command_repeats_the_runs_options(tmp_path: Path) -> None:
         "decoder_puzzles": None, "scheduler": "bar", "decoder_l_cycles": None,
     }  # fmt: skip
     writer = FolderWriter(tmp_path / "run", options=options)
+    again = command(analysis.load(writer.path), "phase1", again=True)
+    assert again.endswith(f"--runs {tmp_path} --name run")
     assert command(analysis.load(writer.path), "phase2") == (
         "python -m etrm_tune.run phase2 --profile paper --revision 2026-01-09 --seeds 3 "
         "--decoder trm.pt --data kaggle --set epochs=500"

@@ -149,6 +149,13 @@ def test_status_comes_from_the_conductor_or_the_last_attempts_end(tmp_path: Path
     assert trials.loc["overfit/E1b", "role"] == "arm"
 
 
+def test_a_superseded_attempt_does_not_end_a_trial(tmp_path: Path) -> None:
+    writer = FolderWriter(tmp_path / "run")
+    folder = writer.add("overfit/E1a", 0.9, status="running")
+    writer.attempt(folder, 1, rows(0.9, steps=100), end="superseded")
+    assert analysis.load(writer.path).trials.iloc[0]["status"] == "running"
+
+
 def test_every_column_is_documented_and_has_its_dtype(tmp_path: Path) -> None:
     writer = phase1(tmp_path / "run", 0.9, 0.9, 0.9, 0.9)
     writer.add(
