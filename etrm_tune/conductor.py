@@ -25,7 +25,7 @@ from etrm_tune.run_folder import FINAL, RunFolder, RunFolderError
 from etrm_tune.scheduler import RuleScheduler, our_id
 from etrm_tune.session import Signals, new_owner
 from search_spaces.stopping import StoppingRule, phase_rule
-from trainable.attempts import begin_attempt
+from trainable.attempts import begin_attempt, last_attempt
 from trainable.ray_adapter import ACCURACY, TRAIN_FUNCTION, RayTrial, TrialSpec
 
 WORKER_RESTARTS = 3
@@ -128,7 +128,8 @@ class Conductor:
         """Record how a trial ended."""
         rows = self.folder.rows(trial.trial_id)
         step = rows[-1]["step"] if rows else 0
-        self.folder.write_status(trial.trial_id, status, reason, step=step)
+        attempt = last_attempt(self.folder.trial(trial.trial_id))
+        self.folder.write_status(trial.trial_id, status, reason, step=step, attempt=attempt)
         self.statuses[trial.trial_id] = status
         self.table.set_status(trial.trial_id, status, reason)
 

@@ -51,6 +51,11 @@ class Signals:
             self._before[signum] = signal.signal(signum, self._handle)
         return self
 
+    def reinstall(self) -> None:
+        """Take the signals back from a library that has put its own handlers in place."""
+        for signum in self._before:
+            signal.signal(signum, self._handle)
+
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
@@ -134,6 +139,7 @@ def ray_session(machine: Machine, signals: Signals) -> Iterator[str]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+            signals.reinstall()  # Ray's Python and C++ sides both take SIGTERM
             folder = context.address_info.get("session_dir")
         try:
             yield str(context.dashboard_url or "")
@@ -142,6 +148,9 @@ def ray_session(machine: Machine, signals: Signals) -> Iterator[str]:
             signals.ignore()
             clean = True
             raise
+    except SystemExit:  # Ray's own answer to a SIGTERM while it starts
+        signals.ignore()
+        raise Interrupted(signal.SIGTERM) from None
     finally:
         stop_ray()
         if clean and folder:

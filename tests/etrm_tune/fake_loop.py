@@ -43,7 +43,9 @@ def train(config, *, out_dir, report, resume_from, progress, attempt) -> Result:
     out_dir, steps = Path(out_dir), settings["steps"]
     checkpoints = out_dir / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
-    done = max((int(p.stem.removeprefix("step-")) for p in checkpoints.glob("step-*.pt")), default=0)
+    done = max(
+        (int(p.stem.removeprefix("step-")) for p in checkpoints.glob("step-*.pt")), default=0
+    )
     first = _rank() == 0
     (out_dir / f"pid-{attempt}-{_rank()}").write_text(str(os.getpid()))
     rows = (out_dir / f"attempt-{attempt}.jsonl").open("a", buffering=1) if first else None
@@ -78,7 +80,13 @@ def train(config, *, out_dir, report, resume_from, progress, attempt) -> Result:
     if first:
         if not (checkpoints / f"step-{steps}.pt").exists():
             (checkpoints / f"step-{steps}.pt").write_text("")
-        final = {"schema_version": 1, "status": "finished", "reason": "", "step": steps,
-                 "total_steps": steps, "final_checkpoint": f"checkpoints/step-{steps}.pt"}  # fmt: skip
+        final = {
+            "schema_version": 1,
+            "status": "finished",
+            "reason": "",
+            "step": steps,
+            "total_steps": steps,
+            "final_checkpoint": f"checkpoints/step-{steps}.pt",
+        }
         (out_dir / "result.json").write_text(json.dumps(final))
     return result

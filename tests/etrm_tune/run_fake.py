@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 from etrm_tune.command import How, Prepared, divide, execute, write_plan
 from etrm_tune.plan import Options, Plan, PlannedTrial

@@ -1,0 +1,181 @@
+"""The command line: plans, refusals, one line each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from etrm_tune import cli
+from etrm_tune import run as run_module
+
+
+def failing(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Run, expect status 2 and exactly one line on stderr; returns it."""
+    assert run_module.main(words) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["phse1"], "did you mean 'phase1'"),
+        (["overfit/E2x"], "did you mean 'overfit/E2"),
+        (["phase1", "--seds", "2"], "did you mean '--seeds'"),
+        (["phase1", "--set", "halt_exploration_pro=0.3"], "halt_exploration_prob"),
+        (["phase1", "--set", "lr"], "--set option=value"),
+        (["phase1", "--set", "lr=fast"], "lr"),
+        (["phase1", "--profile", "laptp"], "did you mean 'laptop'"),
+        (["phase1", "--revision", "2026-01-20"], "2026-01-21"),
+        (["phase1", "--scheduler", "asha"], "bar, none"),
+        (["phase1", "--seeds", "0"], "1 or more"),
+        (["phase1", "--seeds", "two"], "invalid int value"),
+        (["phase1", "--name", "../x"], "without '/'"),
+        ([], "required"),
+    ],
+)
+def test_misspelt_words_are_one_line(
+    capsys: pytest.CaptureFixture[str], words: list[str], hint: str
+) -> None:
+    assert hint in failing(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--data", "missing"], "missing"),
+        (["--decoder", "missing.pt"], "missing.pt"),
+        (["--workers", "1000"], "--workers"),
+        (["--concurrent", "1000"], "--concurrent"),
+        (["--profile", "paper"], "--data FOLDER"),
+        (["--set", "halt_exploration_prob=0.4"], "--allow halt_exploration_prob"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    hint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert hint in failing(capsys, "phase1", "--dry-run", *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_shows_the_trials_and_writes_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_module.main(["phase1", "--dry-run", "--profile", "laptop"]) == 0
+    shown = capsys.readouterr().out
+    for trial in ("decoder-trm-s0", *(f"overfit-{e}-s0" for e in ("E1a", "E2a", "E2b", "E2c"))):
+        assert trial in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_allowed_difference_passes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["overfit/E1a", "--dry-run", "--set", "halt_exploration_prob=0.4"]
+    assert run_module.main([*words, "--allow", "halt_exploration_prob"]) == 0
+    assert "must be 0.1" in capsys.readouterr().out
+
+
+def test_rerun_takes_the_plan_and_refuses_another(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from etrm_tune.command import How, prepare, write_plan
+    from etrm_tune.plan import Options
+    from etrm_tune.preflight import Files
+    from etrm_tune.run_folder import RunFolder
+
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder("runs/overfit-E1a")
+    options = Options("overfit/E1a", "laptop", seeds=2, settings={"lr": 3e-4})
+    with folder.locked():
+        write_plan(folder, prepare(options, folder, How(), Files()))
+    plan = json.loads((folder.path / "plan.json").read_text())
+    assert (plan["profile"], plan["revision"]) == ("laptop", "2026-01-21")
+    assert [t["trial_id"] for t in plan["trials"]] == [
+        "decoder-trm-s0",
+        "decoder-trm-s1",
+        "overfit-E1a-s0",
+        "overfit-E1a-s1",
+    ]
+    assert plan["num_threads"].keys() == {"decoder", "arm"}
+    config = folder.read_config("overfit-E1a-s1")
+    assert config is not None
+    assert config["config"]["lr"] == 3e-4
+    assert config["config"]["decoder_ref"] == plan["trials"][1]["identity"]
+    assert config["provenance"]["lr"].startswith("command line")
+
+    assert run_module.main(["overfit/E1a", "--dry-run"]) == 0
+    assert "2 seeds" in capsys.readouterr().out
+    line = failing(capsys, "overfit/E1a", "--seeds", "3")
+    assert "--seeds 2, not 3" in line
+    assert "--name" in line
+    assert "workstation" in failing(capsys, "overfit/E1a", "--profile", "workstation")
+    assert "settings" in failing(capsys, "overfit/E1a", "--set", "lr=1e-3")
+    assert "phase1" in failing(capsys, "phase1", "--name", "overfit-E1a")
+
+    plan["trials"][2]["identity"] = "another"
+    (folder.path / "plan.json").write_text(json.dumps(plan))
+    assert "another configuration" in failing(capsys, "overfit/E1a")
+
+
+def test_threads_come_from_the_plan(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from etrm_tune.command import How, prepare, write_plan
+    from etrm_tune.plan import Options
+    from etrm_tune.preflight import Files
+    from etrm_tune.resources import Machine
+    from etrm_tune.run_folder import RunFolder
+
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder("runs/phase1")
+    monkeypatch.setattr("etrm_tune.command.this_machine", lambda: Machine(4))
+    with folder.locked():
+        write_plan(folder, prepare(Options("phase1", "laptop"), folder, How(), Files()))
+    monkeypatch.setattr("etrm_tune.command.this_machine", lambda: Machine(16))
+    again = prepare(Options("phase1"), folder, How(), Files())
+    assert again.threads == {"decoder": 4, "arm": 1}
+    assert again.plan.trials[0].config.num_threads == 4
+    monkeypatch.setattr("etrm_tune.command.this_machine", lambda: Machine(2))
+    assert "needs 4 CPUs" in failing(capsys, "phase1")
+
+
+def test_list_show_and_status(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["list"]) == 0
+    assert "overfit/E2b" in capsys.readouterr().out
+    assert cli.main(["show", "overfit/E2b"]) == 0
+    assert "lpn_variational" in capsys.readouterr().out
+    assert cli.main(["show", "overfit/E2bb"]) == 2
+    assert "did you mean 'overfit/E2b'" in capsys.readouterr().err
+    assert cli.main(["status", str(tmp_path)]) == 2
+    assert "runs/phase1" in capsys.readouterr().err
+    assert cli.main(["lst"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_unexpected_errors_are_one_line_and_a_traceback_in_the_log(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> int:
+        folder = tmp_path / "runs" / "phase1"
+        folder.mkdir(parents=True)
+        raise RuntimeError("a bug\nwith details")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("etrm_tune.command.run", broken)
+    assert run_module.main(["phase1"]) == 1
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "RuntimeError: a bug" in line
+    assert "with details" in (tmp_path / "runs/phase1/run.log").read_text()
