@@ -84,7 +84,7 @@ def train(
         UserError: bad data, configuration or checkpoint, or a folder that cannot be written.
     """
     out_dir = Path(out_dir)
-    trial = _Trial(config, out_dir)
+    trial = Trial(config, out_dir)
     recorder = Recorder(out_dir, attempt=attempt, writes=trial.rank == 0)
     try:
         resumed = trial.resume(resume_from)
@@ -103,7 +103,7 @@ def train(
         recorder.close()
 
 
-class _Trial:
+class Trial:
     """The state of a trial: everything that a checkpoint holds."""
 
     def __init__(self, config: TrialConfig, out_dir: Path) -> None:
