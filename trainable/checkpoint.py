@@ -1,10 +1,10 @@
 """Checkpoints: our own (enough to resume exactly), and those of the public implementations.
 
-A file is read with ``weights_only=True`` and nothing else: tensors, numbers, strings and containers of
-them. A stranger's file cannot run code.
+A file is read with ``weights_only=True`` and nothing else: tensors, numbers, strings and containers
+of them. A stranger's file cannot run code.
 
-Official TRM format: a plain mapping name → tensor under ``[module.][_orig_mod.]model.inner.…``, with
-``all_config.yaml`` beside it, since cycles and heads leave no trace in the tensors.
+Official TRM format: a plain mapping name → tensor under ``[module.][_orig_mod.]model.inner.…``,
+with ``all_config.yaml`` beside it, since cycles and heads leave no trace in the tensors.
 """
 
 from __future__ import annotations
@@ -220,7 +220,9 @@ def _settings_beside(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is not valid YAML: {str(error).splitlines()[0]}") from None
     arch = config.get("arch", config) if isinstance(config, dict) else {}
     if not isinstance(arch, dict):
-        raise CheckpointError(f"{file} has no 'arch' section: give the file saved beside the weights")
+        raise CheckpointError(
+            f"{file} has no 'arch' section: give the file saved beside the weights"
+        )
     return {key: value for key, value in arch.items() if key in ModelConfig.model_fields}
 
 
@@ -237,7 +239,7 @@ def decoder_reference(path: str | Path) -> str:
 
 
 def decoder_options(path: str | Path) -> dict[str, Any]:
-    """Options that a model must share with a decoder: sizes from its tensors, cycles if recorded."""
+    """Options that a model must share with a decoder: sizes from its tensors, cycles if known."""
     decoder = read_decoder(path)
     known = (
         "num_heads",

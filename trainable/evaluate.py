@@ -111,7 +111,9 @@ class _Sums:
             dist.all_reduce(self.values)
         total = self.values.tolist()
         count = total[0]
-        means = {n: v / count if count else float("nan") for n, v in zip(self.names, total, strict=True)}
+        means = {
+            n: v / count if count else float("nan") for n, v in zip(self.names, total, strict=True)
+        }
         return means | {"count": count}
 
 
@@ -155,10 +157,10 @@ def demonstration_controls(
 ) -> dict[str, float]:
     """Does the model read its demonstrations? Accuracy on the training puzzles, four ways.
 
-    Every training query of the original puzzles, untranslated, full ACT: with its demonstrations, with a
-    zero context, with the outputs permuted among its demonstrations, and with another puzzle's
-    demonstrations. Returns ``control/<way>_accuracy`` and ``…_exact_accuracy``, and the trivial
-    baselines over the same rows. Every rank computes the same.
+    Every training query of the original puzzles, untranslated, full ACT: with its demonstrations,
+    with a zero context, with the outputs permuted among its demonstrations, and with another
+    puzzle's demonstrations. Returns ``control/<way>_accuracy`` and ``…_exact_accuracy``, and the
+    trivial baselines over the same rows. Every rank computes the same.
     """
     metrics: dict[str, float] = {}
     with evaluation_mode(model):

@@ -1,8 +1,8 @@
 """The training loop: one trial from its configuration to its result, in plain PyTorch.
 
 It runs in one process, or in several under torch.distributed (each takes its rows of the global
-batch; gradients are summed). Ray is not needed. What it leaves in the trial's folder is described in
-`docs/architecture.md`.
+batch; gradients are summed). Ray is not needed. What it leaves in the trial's folder is described
+in `docs/architecture.md`.
 """
 
 from __future__ import annotations
@@ -126,8 +126,12 @@ class Trial:
         if config.pretrained_decoder:
             self._load_decoder()
         self.model.to(self.device).train()
-        self.encoder_params = [p for n, p in self.model.named_parameters() if n.startswith("encoder.")]
-        self.decoder_params = [p for n, p in self.model.named_parameters() if n.startswith("inner.")]
+        self.encoder_params = [
+            p for n, p in self.model.named_parameters() if n.startswith("encoder.")
+        ]
+        self.decoder_params = [
+            p for n, p in self.model.named_parameters() if n.startswith("inner.")
+        ]
         self.parameters = sum(p.numel() for p in self.model.parameters())
         if config.freeze_encoder:
             _freeze(self.encoder_params, frozen=True)
@@ -137,7 +141,9 @@ class Trial:
             "betas": (config.beta1, config.beta2),
             "weight_decay": config.weight_decay,
         }
-        groups = [{"params": params} for params in (self.decoder_params, self.encoder_params) if params]
+        groups = [
+            {"params": params} for params in (self.decoder_params, self.encoder_params) if params
+        ]
         self.optimizer = AdamATan2(groups, **options)
         self.puzzle_optimizer: SignSGDEmbedding | None = None
         if config.model.kind == "trm" and config.model.puzzle_emb_ndim:
@@ -260,9 +266,7 @@ class Trial:
     def train_step(self) -> None:
         """One ACT step on the global batch, one optimizer update."""
         config, step = self.config, self.step + 1
-        batch = to_tensors(
-            self.sampler.next_batch(rank=self.rank, world=self.world), self.device
-        )
+        batch = to_tensors(self.sampler.next_batch(rank=self.rank, world=self.world), self.device)
         if self.carry is None:
             self.carry = self.model.initial_carry(batch)
         began = self.carry.halted
@@ -301,7 +305,7 @@ class Trial:
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         buffer = torch.cat([grad.flatten() for grad in grads])
         dist.all_reduce(buffer)
-        for grad, part in zip(grads, buffer.split([g.numel() for g in grads]), strict=True):
+        for grad, part in zip(grads, torch.split(buffer, [g.numel() for g in grads]), strict=True):
             grad.copy_(part.view_as(grad))
 
     def _clip(self) -> dict[str, Tensor]:
@@ -523,5 +527,3 @@ def _gather(value: Tensor) -> Tensor:
 
 def _finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
-
-

@@ -17,8 +17,8 @@ from trainable.models.act import IGNORE_LABEL, Outputs
 class _StablemaxNLL(torch.autograd.Function):
     """−log(s(x_label) / Σ s(x)) in float64, with the closed-form gradient.
 
-    s(x) = x + 1 for x ≥ 0, 1 / (1 − x) below; s'(x) = 1, or s(x)² below. No branch is evaluated where
-    it is singular, so the gradient is finite everywhere.
+    s(x) = x + 1 for x ≥ 0, 1 / (1 − x) below; s'(x) = 1, or s(x)² below. No branch is evaluated
+    where it is singular, so the gradient is finite everywhere.
     """
 
     @staticmethod
@@ -128,7 +128,9 @@ def act_loss(
         right = right & fits  # an output that does not fit its canvas is never exact
     q_halt = outputs["q_halt_logits"]
     lm_loss = loss.sum()
-    q_halt_loss = F.binary_cross_entropy_with_logits(q_halt, right.to(q_halt.dtype), reduction="sum")
+    q_halt_loss = F.binary_cross_entropy_with_logits(
+        q_halt, right.to(q_halt.dtype), reduction="sum"
+    )
     total = lm_loss + 0.5 * q_halt_loss
     sums = {"lm_loss": lm_loss, "q_halt_loss": q_halt_loss}
     target = outputs.get("target_q_continue")

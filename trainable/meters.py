@@ -37,7 +37,7 @@ class IntervalSums:
         steps: Tensor,
         norms: dict[str, Tensor],
     ) -> None:
-        """Add one training step: loss sums, rows that began or halted (B) bool, steps (B), norms."""
+        """Add one training step: loss sums, rows that began or halted (B), steps (B), norms."""
         new = torch.zeros_like(self.values)
         for name, value in sums.items():
             new[self._at[name]] = value

@@ -84,7 +84,9 @@ class SignSGDEmbedding:
         weight_decay: decoupled.
     """
 
-    def __init__(self, embedding: PuzzleEmbedding, lr: float = 1e-2, weight_decay: float = 0.1) -> None:
+    def __init__(
+        self, embedding: PuzzleEmbedding, lr: float = 1e-2, weight_decay: float = 0.1
+    ) -> None:
         self.embedding, self.lr, self.weight_decay = embedding, lr, weight_decay
 
     def zero_grad(self) -> None:
@@ -128,12 +130,13 @@ def grad_norm(params: Iterable[nn.Parameter]) -> Tensor:
     grads = [p.grad for p in params if p.grad is not None]
     if not grads:
         return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)).float())
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)).float())
+    return norm
 
 
 @torch.no_grad()
 def clip_(params: Iterable[nn.Parameter], norm: Tensor, max_norm: float) -> Tensor:
-    """Scale gradients so that a global `norm` is at most `max_norm` (0 = off); returns the factor."""
+    """Scale gradients so that a global `norm` is at most `max_norm` (0 = off); gives the factor."""
     if max_norm <= 0:
         return torch.ones_like(norm)
     factor = (max_norm / (norm + 1e-6)).clamp_max(1.0)

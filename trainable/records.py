@@ -1,4 +1,4 @@
-"""What a trial leaves in its folder: rows, result, TensorBoard events. Rank 0 writes, others do not.
+"""What a trial leaves in its folder: rows, result, TensorBoard events. Only rank 0 writes.
 
 Rows are JSON lines, one file per attempt, appended and flushed as they come
 (`docs/architecture.md`, "Rows"). A number that is not finite is ``null``.

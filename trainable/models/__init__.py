@@ -13,9 +13,9 @@ from trainable.random import derive_seed, torch_generator
 def build_model(config: ModelConfig, *, seed: int | None = None) -> RecursiveModel:
     """Build and initialise a model.
 
-    Every tensor is initialised from a generator of its own, derived from `seed` and its name, so that
-    models that share a tensor name and shape start with the same values. Without a seed one is drawn
-    from torch's global generator.
+    Every tensor is initialised from a generator of its own, derived from `seed` and its name, so
+    that models that share a tensor name and shape start with the same values. Without a seed one is
+    drawn from torch's global generator.
 
     Raises:
         ConfigError: an unknown encoder type.
@@ -31,7 +31,9 @@ def build_model(config: ModelConfig, *, seed: int | None = None) -> RecursiveMod
 
 def _initialise(module: nn.Module, seed: int, prefix: str = "") -> None:
     own = [name for name, _ in module.named_parameters(recurse=False)]
-    own += [name for name in ("H_init", "L_init") if name in dict(module.named_buffers(recurse=False))]
+    own += [
+        name for name in ("H_init", "L_init") if name in dict(module.named_buffers(recurse=False))
+    ]
     for name in own:
         init = getattr(module, "init_", None)
         if init is None or name.startswith("gamma_"):

@@ -99,7 +99,7 @@ class Outputs(dict[str, Any]):
 
 
 def labels_on_canvas(labels: Tensor, canvas: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Labels (B, S) with −100 outside each row's rectangle, and whether all colours lie inside (B)."""
+    """Labels (B, S) with −100 outside each row's rectangle, and which rows' colours lie inside."""
     top, left, height, width = canvas.long().T[:, :, None]
     at = torch.arange(side, device=labels.device)
     rows = (at >= top) & (at < top + height)
@@ -152,7 +152,9 @@ class RecursiveModel(nn.Module):
                 f"batch and carry differ in {sorted(missing)}: start from initial_carry(batch)"
             )
         return {
-            name: torch.where(reset.view(-1, *[1] * (value.dim() - 1)), value, carry.current_data[name])
+            name: torch.where(
+                reset.view(-1, *[1] * (value.dim() - 1)), value, carry.current_data[name]
+            )
             for name, value in offered.items()
         }
 
@@ -234,8 +236,8 @@ class RecursiveModel(nn.Module):
 
         Args:
             carry: from `initial_carry` or the previous call.
-            batch: rows offered to halted places: `inputs`, `labels` (B, S), `puzzle_identifiers` (B)
-                and, for an encoder, `demo_inputs`, `demo_labels` (B, K, S), `demo_mask` (B, K).
+            batch: rows offered to halted places: `inputs`, `labels` (B, S), `puzzle_identifiers`
+                (B) and, for an encoder, `demo_inputs`, `demo_labels` (B, K, S), `demo_mask` (B, K).
             generator: draws of halting exploration (default: torch's global generator).
             sampling: draws of variational encoders (default: `generator`).
             context: (B, P, D) to use in place of the encoder's (evaluation, controls).
@@ -314,7 +316,8 @@ class RecursiveModel(nn.Module):
         rows, device = steps.shape[0], steps.device
         explore = generator.rand(rows).to(device) < config.halt_exploration_prob
         least = generator.randint(2, config.halt_max_steps + 1, rows).to(device)
-        return stop & (steps >= torch.where(explore, least, 0))
+        halted: Tensor = stop & (steps >= torch.where(explore, least, 0))
+        return halted
 
     @torch.no_grad()
     def _continue_target(
@@ -325,5 +328,3 @@ class RecursiveModel(nn.Module):
         q = self.inner.q_logits(z_H, layout)
         last = steps >= self.config.halt_max_steps
         return torch.sigmoid(torch.where(last, q[:, 0], q.amax(dim=-1)))
-
-

@@ -92,9 +92,7 @@ class Inner(nn.Module):
         self.lm_head = Linear(width, config.vocab_size)
         self.q_head = ZeroLinear(width, 2, bias_start=Q_HALT_BIAS)
         if config.kind == "trm" and config.puzzle_emb_ndim > 0:
-            self.puzzle_emb = PuzzleEmbedding(
-                config.num_puzzle_identifiers, config.puzzle_emb_ndim
-            )
+            self.puzzle_emb = PuzzleEmbedding(config.num_puzzle_identifiers, config.puzzle_emb_ndim)
         if config.pos_encodings == "learned":
             self.embed_pos = Embedding(self.length, width, 1 / self.embed_scale)
         self.L_level = Stack(config, self.length)

@@ -1,7 +1,8 @@
 """Building blocks: linear layers, attention on packed tokens, SwiGLU, normalisation, RoPE.
 
-Shape legend: N packed tokens, D width, H heads, C head width, I inner width of an MLP, V vocabulary,
-B rows, L tokens of a row. Parameters are float32 and cast to the activations' dtype at use.
+Shape legend: N packed tokens, D width, H heads, C head width, I inner width of an MLP, V
+vocabulary, B rows, L tokens of a row. Parameters are float32 and cast to the activations' dtype at
+use.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ _TRUNCATION_STD = 0.87962566103423978
 """Standard deviation of a unit normal cut at ±2."""
 
 
-def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
+def truncated_normal_(
+    tensor: Tensor, std: float, generator: torch.Generator | None = None
+) -> Tensor:
     """Fill with a normal cut at two standard deviations, scaled so that the result has `std`."""
     with torch.no_grad():
         if std == 0:
@@ -187,7 +190,8 @@ def attend(
         q, k, v = part.permute(2, 0, 3, 1, 4)  # each (rows, H, L, C)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bucket.attention_mask(q.dtype))
         outputs.append(out.transpose(1, 2).reshape(bucket.stop - bucket.start, -1))
-    return o_proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
+    result: Tensor = o_proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
+    return result
 
 
 class Attention(nn.Module):
@@ -322,7 +326,12 @@ class CrossAttention(nn.Module):
     def forward(self, queries: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
         """`valid` (B, K) bool marks the keys that exist."""
         return masked_attention(
-            self.q_proj(queries), self.k_proj(keys), self.v_proj(keys), valid, self.heads, self.o_proj
+            self.q_proj(queries),
+            self.k_proj(keys),
+            self.v_proj(keys),
+            valid,
+            self.heads,
+            self.o_proj,
         )
 
 
@@ -332,8 +341,9 @@ def masked_attention(
     """Multi-head attention of (B, T, D) over (B, K, D) with a key mask; nothing valid gives 0."""
     some = valid.any(dim=-1)
     mask = (valid | ~some[:, None])[:, None, None, :]
-    split = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
-    out = F.scaled_dot_product_attention(*split, attn_mask=mask)
+    width = q.shape[-1] // heads
+    q, k, v = (x.view(*x.shape[:2], heads, width).transpose(1, 2) for x in (q, k, v))
+    out: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     out = o_proj(out.transpose(1, 2).flatten(-2))
     return out * some[:, None, None].to(out.dtype)
 
@@ -369,5 +379,3 @@ class TokenMixingBlock(nn.Module):
         mixed = add_rms_norm(mixed, self.mlp_t(mixed), self.eps)
         h = mixed.transpose(1, 2).reshape(h.shape)
         return add_rms_norm(h, self.mlp(h), self.eps)
-
-

@@ -106,7 +106,12 @@ def full_layout(rows: int, width: int, device: torch.device) -> TokenLayout:
 
 
 def ragged_layout(
-    lengths: IntArray, positions: IntArray, *, width: int, device: torch.device, max_buckets: int = 8
+    lengths: IntArray,
+    positions: IntArray,
+    *,
+    width: int,
+    device: torch.device,
+    max_buckets: int = 8,
 ) -> TokenLayout:
     """Layout of rows with `lengths` (B) tokens at the dense `positions`, rows one after another."""
     return _build(lengths, positions, width, device, max_buckets)
@@ -181,8 +186,8 @@ def _build(
 def split_buckets(lengths: tuple[int, ...], max_buckets: int) -> tuple[tuple[int, int], ...]:
     """Cut ascending `lengths` into at most `max_buckets` runs with the least padded cost.
 
-    The cost of a run is rows × longest, plus `BUCKET_COST`. Exact dynamic programme over the distinct
-    lengths (merged to at most 32 candidates).
+    The cost of a run is rows × longest, plus `BUCKET_COST`. Exact dynamic programme over the
+    distinct lengths (merged to at most 32 candidates).
     """
     n = len(lengths)
     if n == 0:

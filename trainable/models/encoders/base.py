@@ -58,9 +58,7 @@ class DemoSets:
         return value if self.of_row is None else value[self.of_row]
 
 
-def distinct_sets(
-    inputs: Tensor, labels: Tensor, mask: Tensor, keys: Tensor | None
-) -> DemoSets:
+def distinct_sets(inputs: Tensor, labels: Tensor, mask: Tensor, keys: Tensor | None) -> DemoSets:
     """Collapse rows with equal `keys` (B); without keys every row is a set of its own."""
     mask = mask.bool()
     if keys is None:

@@ -1,8 +1,8 @@
 """Grid encoders: one demonstration pair in, one vector out.
 
 A pair is the input grid's cells followed by the output grid's. By default only cells that hold
-something (colours and EOS) of demonstrations that exist become tokens, packed by length; in `parity`
-every slot and every PAD cell is encoded, as the references do.
+something (colours and EOS) of demonstrations that exist become tokens, packed by length; in
+`parity` every slot and every PAD cell is encoded, as the references do.
 
 Shape legend: U sets, K slots, S cells, M pairs, N packed tokens, D width, H heads.
 """
@@ -42,8 +42,8 @@ class PackedPairs:
     """Tokens of M pairs.
 
     `token` (N) index into the joint table [input tokens; output tokens], `CLS` for the class token;
-    `filled` (N) bool: a cell that is not PAD, so that it counts in pooling; `slot` (M) index of each
-    pair into (U · K).
+    `filled` (N) bool: a cell that is not PAD, so that it counts in pooling; `slot` (M) index of
+    each pair into (U · K).
     """
 
     layout: TokenLayout
@@ -190,7 +190,7 @@ class _PairEncoder(nn.Module):
 
     def table(self) -> Tensor:
         """Joint embedding table (2V, D), scaled by √D."""
-        both = [self.input_embed.embedding_weight, self.output_embed.embedding_weight]
+        both = (self.input_embed.embedding_weight, self.output_embed.embedding_weight)
         return self.embed_scale * torch.cat(both).to(self.dtype)
 
     def spread(self, vectors: Tensor, pairs: PackedPairs, sets: DemoSets) -> Tensor:

@@ -1,4 +1,4 @@
-"""`lpn_variational`: class-token grid encoder, a Gaussian per demonstration, mean of the samples."""
+"""`lpn_variational`: class-token grid encoder, a Gaussian per demonstration, their mean."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from trainable.models.layers import CrossAttention, SwiGLU, rms_norm, truncated_
 
 
 class SetLayer(CrossAttention):
-    """Cross-attention from queries to demonstrations, then SwiGLU; the demonstrations stay as is."""
+    """Cross-attention from queries to demonstrations, then SwiGLU; the demonstrations stay."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.hidden_size, config.num_heads)
