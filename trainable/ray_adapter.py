@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import logging
 import os
 import queue as queue_module
 import threading
@@ -156,6 +157,7 @@ def run_worker(settings: dict[str, str]) -> dict[str, Any]:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     config = TrialConfig(**spec.config)
     set_threads(config.num_threads)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # else a line with every row
     if spec.use_gpu:
         torch.cuda.set_device(get_device())
 
