@@ -56,6 +56,7 @@ _RAY_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.05",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_worker_niceness": "0",  # 15 by default
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -157,7 +158,8 @@ def run_worker(settings: dict[str, str]) -> dict[str, Any]:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     config = TrialConfig(**spec.config)
     set_threads(config.num_threads)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # else a line with every row
+    # Else a line with every row.
+    logging.getLogger("ray.train.v2._internal.execution.context").setLevel(logging.WARNING)
     if spec.use_gpu:
         torch.cuda.set_device(get_device())
 
