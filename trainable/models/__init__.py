@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from trainable.config import ModelConfig
+from trainable.errors import ConfigError
 from trainable.models.act import Carry, InnerCarry, Outputs, RecursiveModel
 from trainable.models.encoders import ENCODERS, EncoderOutput
 from trainable.random import derive_seed, torch_generator
+
+KINDS = ("trm", "etrm")
+ENCODE_MODES = ("reencode",)
 
 
 def build_model(config: ModelConfig, *, seed: int | None = None) -> RecursiveModel:
@@ -18,10 +23,15 @@ def build_model(config: ModelConfig, *, seed: int | None = None) -> RecursiveMod
     drawn from torch's global generator.
 
     Raises:
-        ConfigError: an unknown encoder type.
+        ConfigError: an unknown encoder type, or a kind or mode that is not built here.
     """
-    import torch
-
+    if config.kind not in KINDS:
+        raise ConfigError(f"kind {config.kind!r} is not available: choose from {', '.join(KINDS)}")
+    if config.kind == "etrm" and config.encode_mode not in ENCODE_MODES:
+        raise ConfigError(
+            f"encode_mode {config.encode_mode!r} is not available: choose from "
+            f"{', '.join(ENCODE_MODES)}"
+        )
     if seed is None:
         seed = int(torch.randint(2**31 - 1, ()).item())
     model = RecursiveModel(config)

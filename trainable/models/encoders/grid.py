@@ -193,6 +193,11 @@ class _PairEncoder(nn.Module):
         both = (self.input_embed.embedding_weight, self.output_embed.embedding_weight)
         return self.embed_scale * torch.cat(both).to(self.dtype)
 
+    def nothing(self, sets: DemoSets) -> Tensor:
+        """Vectors of a batch without any demonstration (a rank's padding rows): zeros (U, K, D)."""
+        shape = *sets.mask.shape, self.config.hidden_size
+        return torch.zeros(shape, dtype=self.dtype, device=sets.mask.device)
+
     def spread(self, vectors: Tensor, pairs: PackedPairs, sets: DemoSets) -> Tensor:
         """Vectors of pairs (M, D) → slots (U, K, D), zero where there is no demonstration."""
         rows, slots = sets.mask.shape
@@ -230,6 +235,8 @@ class PooledGridEncoder(_PairEncoder):
         pairs = pack_pairs(
             sets, vocab=self.config.vocab_size, cls=False, every_slot=self.config.parity
         )
+        if not len(pairs.slot):
+            return self.nothing(sets)
         h = F.embedding(pairs.token, self.table())
         rope = self.rope(pairs)
         for layer in self.layers:
@@ -239,9 +246,8 @@ class PooledGridEncoder(_PairEncoder):
             part = h[bucket.start : bucket.stop].view(bucket.rows, bucket.length, -1)
             filled = pairs.filled[bucket.start : bucket.stop].view(bucket.rows, bucket.length)
             pooled.append(self.pool(part, filled))
-        vectors = torch.cat(pooled) if pooled else h.new_zeros(0, self.config.hidden_size)
         inverse = torch.argsort(pairs.layout.order)
-        return self.spread(self.pool_proj(vectors[inverse]), pairs, sets)
+        return self.spread(self.pool_proj(torch.cat(pooled)[inverse]), pairs, sets)
 
     def pool(self, h: Tensor, filled: Tensor) -> Tensor:
         """(rows, L, D) → (rows, D) over the `filled` (rows, L) cells; none filled gives 0."""
@@ -275,6 +281,8 @@ class CLSGridEncoder(_PairEncoder):
         """Vectors of slots (U, K, D), zero where there is no demonstration."""
         vocab = self.config.vocab_size
         pairs = pack_pairs(sets, vocab=vocab, cls=True, every_slot=self.config.parity)
+        if not len(pairs.slot):
+            return self.nothing(sets)
         table = torch.cat([self.table(), self.cls_token[0].to(self.dtype)])
         h = F.embedding(torch.where(pairs.token == CLS, 2 * vocab, pairs.token), table)
         rope = self.rope(pairs)
