@@ -16,6 +16,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,13 +75,15 @@ def read(path: str | Path) -> State:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: check the path")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: a refusal follows anyway
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = "it holds pickled code" if "Unsupported" in str(error) else "it is damaged"
         raise CheckpointError(
             f"{path} was not loaded: {reason}; only files of plain tensors are read"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # garbage can make the reader fail in any way
         first = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise CheckpointError(f"{path} is not a readable checkpoint: {first}") from None
     if not isinstance(state, dict):
@@ -204,7 +207,7 @@ def read_decoder(path: str | Path) -> Decoder:
         for name, value in names.items()
         if name.startswith("inner.") and "puzzle_emb" not in name
     }
-    if "inner.H_init" not in tensors:
+    if "inner.H_init" not in tensors or tensors["inner.H_init"].dim() != 1:
         raise CheckpointError(f"{path} has no tensor 'inner.H_init': it is not a TRM checkpoint")
     return Decoder(path, tensors, settings, exposure, ours)
 

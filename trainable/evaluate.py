@@ -159,12 +159,16 @@ def demonstration_controls(
 
     Every training query of the original puzzles, untranslated, full ACT: with its demonstrations,
     with a zero context, with the outputs permuted among its demonstrations, and with another
-    puzzle's demonstrations. Returns ``control/<way>_accuracy`` and ``…_exact_accuracy``, and the
-    trivial baselines over the same rows. Every rank computes the same.
+    puzzle's demonstrations (NaN where there is no other). Returns ``control/<way>_accuracy`` and
+    ``…_exact_accuracy``, and the trivial baselines over the same rows. Every rank computes the
+    same.
     """
     metrics: dict[str, float] = {}
     with evaluation_mode(model):
         for way in CONTROLS:
+            if way == "other" and len(data.train_groups) < 2:
+                metrics |= {f"control/{way}_{name}": float("nan") for name in _Sums.names[1:3]}
+                continue
             sums = _Sums(device)
             rng = numpy_generator(seed, "controls")
             for arrays in control_batches(data, batch_size):

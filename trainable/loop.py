@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from trainable import checkpoint
-from trainable.config import SEMANTICS_VERSION, TrialConfig
+from trainable.config import SEMANTICS_VERSION, VARIATIONAL_ENCODERS, TrialConfig
 from trainable.data import ArcData
 from trainable.diagnostics import context_diagnostics
 from trainable.errors import CheckpointError, ConfigError
@@ -33,7 +33,7 @@ from trainable.models.act import InnerCarry
 from trainable.models.layout import TokenLayout
 from trainable.optim import EMA, AdamATan2, SignSGDEmbedding, clip_, grad_norm, learning_rate
 from trainable.random import RowGenerator, torch_generator
-from trainable.records import Recorder, write_json
+from trainable.records import Recorder, plain, write_json
 
 Report = Callable[[dict[str, Any]], bool | None]
 
@@ -113,6 +113,11 @@ class Trial:
             raise ConfigError(
                 f"global_batch_size {config.global_batch_size} does not divide by {self.world} "
                 f"workers: choose a multiple"
+            )
+        if config.freeze_decoder_steps and (config.freeze_encoder or config.encoder_freeze_steps):
+            raise ConfigError(
+                "freeze_decoder_steps with a frozen encoder leaves nothing to train: set one of "
+                "freeze_decoder_steps and freeze_encoder / encoder_freeze_steps to 0"
             )
         torch.set_num_threads(config.num_threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -258,7 +263,7 @@ class Trial:
             parameters=self.parameters,
             encoder_parameters=sum(p.numel() for p in self.encoder_params),
             final_checkpoint=str(saved[-1][1].relative_to(self.out_dir)) if saved else None,
-            last_row={k: v if _finite(v) else None for k, v in self.last_row.items()},
+            last_row=plain(self.last_row),
             exposure=self.data.exposure,
             tasks=self.tasks,
         )
@@ -362,7 +367,7 @@ class Trial:
         total = self.sums.read()
         self.samples += int(total["began"])
         losses = {"loss", "lm_loss", "q_halt_loss"}
-        if total["kl_loss"]:
+        if config.model.kind != "trm" and config.model.encoder_type in VARIATIONAL_ENCODERS:
             losses.add("kl_loss")
         if not config.model.no_ACT_continue:
             losses.add("q_continue_loss")
@@ -468,6 +473,7 @@ class Trial:
             "sampler": json.dumps(self.sampler.state()),
             "exposure": self.data.exposure,
             "tasks": json.dumps(self.tasks),
+            "last_row": json.dumps(self.last_row),
         }
         checkpoint.save(
             self.out_dir / "checkpoints", self.step, state, keep=self.config.keep_checkpoints
@@ -496,6 +502,7 @@ class Trial:
             generator.set_state(state["generators"][name])
         self.sampler.restore(json.loads(state["sampler"]))
         self.tasks = json.loads(state["tasks"])
+        self.last_row = json.loads(state.get("last_row", "{}"))
         if self.rank == 0:
             self.sums.values.copy_(state["sums"])
         else:  # sums were reduced before they were saved; norms are equal everywhere
@@ -523,7 +530,3 @@ def _gather(value: Tensor) -> Tensor:
     parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, value.contiguous())
     return torch.cat(parts)
-
-
-def _finite(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)

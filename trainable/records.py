@@ -33,18 +33,25 @@ def versions() -> dict[str, str]:
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON-ready copy: numbers that are not finite become None."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
-    }
+    """JSON-ready copy: numbers that are not finite become None, at any depth."""
+    return {name: _finite(value) for name, value in values.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return plain(value)
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` atomically."""
+    """Replace `path` atomically; numbers that are not finite become null."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        temporary.write_text(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
         temporary.replace(path)
     except OSError as error:
         raise storage_error(path, error) from error
