@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +71,9 @@ class Files:
 
 
 def total_steps(config: TrialConfig, facts: DataFacts) -> int:
-    """Optimizer steps of a trial: epochs × rows of an epoch ÷ batch."""
+    """Optimizer steps of a trial, as `trainable.loop.total_steps` counts them."""
     rows = config.epochs * facts.train_groups * facts.mean_queries
-    return max(1, math.ceil(rows / config.global_batch_size))
+    return max(1, int(rows / config.global_batch_size))
 
 
 def checkpoint_bytes(config: TrialConfig, facts: DataFacts) -> int:

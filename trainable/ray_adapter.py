@@ -57,6 +57,7 @@ _RAY_ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",  # it would log every row
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_worker_niceness": "0",  # 15 by default
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
