@@ -125,7 +125,7 @@ LAPTOP = Profile(
     "two CPU cores, minutes: 64 wide, 1,000 epochs, grids of at most 10 x 10",
     factors=(
         Factor("hidden_size", Scale(Fraction(1, 8)), "model", "512 to 64: minutes on a CPU"),
-        Factor("num_heads", Scale(Fraction(1, 2)), "model", "8 to 4: heads 16 wide"),
+        Factor("num_heads", Scale(Fraction(1, 4)), "model", "8 to 2: heads 32 wide"),
         Factor("puzzle_emb_ndim", Scale(Fraction(1, 8)), "model", "follows hidden_size"),
         Factor("H_cycles", Scale(Fraction(2, 3)), "model", "3 to 2; L_cycles as in the decoder"),
         Factor("lr", Scale(Fraction(20)), "model", "a 64-wide model needs larger steps"),

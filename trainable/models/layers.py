@@ -8,13 +8,15 @@ use.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainable.models.layout import TokenLayout
+from trainable.models.layout import Bucket, TokenLayout
+
+Rope = tuple[Tensor, Tensor]
 
 _TRUNCATION_STD = 0.87962566103423978
 """Standard deviation of a unit normal cut at ±2."""
@@ -162,6 +164,104 @@ def rotate(qkv: Tensor, rope: tuple[Tensor, Tensor], heads: int) -> Tensor:
 # --- attention and MLP ---------------------------------------------------------------------------
 
 
+_FLASH = "_scaled_dot_product_flash_attention_for_cpu"
+_HAS_CPU_FLASH = hasattr(torch.ops.aten, _FLASH) and hasattr(torch.ops.aten, f"{_FLASH}_backward")
+
+
+class _CPUAttention(torch.autograd.Function):
+    """Projection, RoPE and attention of packed float32 tokens on the CPU, without copies.
+
+    The rows of the projection are permuted so that the two elements that RoPE rotates together are
+    neighbours: the rotation is then one complex product in place, and scores do not change.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, rope: Rope | None, heads: int, layout: TokenLayout
+    ) -> Tensor:
+        width = x.shape[1]
+        turn = None if rope is None else torch.complex(*rope)
+        paired = weight if turn is None else _pair_rows(weight, heads)
+        qkv = x @ paired.T
+        if turn is not None:
+            _complex_qk(qkv, heads).mul_(turn)
+        out = torch.empty_like(x)
+        sums = []
+        for bucket in layout.buckets:
+            q, k, v = _heads(qkv, bucket, heads)
+            mask = bucket.attention_mask(x.dtype)
+            piece, logsumexp = getattr(torch.ops.aten, _FLASH)(q, k, v, attn_mask=mask)
+            out[bucket.start : bucket.stop].view(bucket.rows, bucket.length, heads, -1).copy_(
+                piece.transpose(1, 2)
+            )
+            sums.append(logsumexp)
+        ctx.save_for_backward(x, paired, qkv, out, *sums)
+        ctx.turn, ctx.heads, ctx.layout, ctx.width = turn, heads, layout, width
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        x, paired, qkv, out, *sums = ctx.saved_tensors
+        heads, grad = ctx.heads, grads[0].contiguous()
+        d_qkv = torch.empty_like(qkv)
+        for bucket, logsumexp in zip(ctx.layout.buckets, sums, strict=True):
+            q, k, v = _heads(qkv, bucket, heads)
+            piece, d_piece = (
+                t[bucket.start : bucket.stop]
+                .view(bucket.rows, bucket.length, heads, -1)
+                .transpose(1, 2)
+                for t in (out, grad)
+            )
+            found = getattr(torch.ops.aten, f"{_FLASH}_backward")(
+                d_piece,
+                q,
+                k,
+                v,
+                piece,
+                logsumexp,
+                0.0,
+                False,
+                attn_mask=bucket.attention_mask(x.dtype),
+            )
+            for target, value in zip(_heads(d_qkv, bucket, heads), found, strict=True):
+                target.copy_(value)
+        if ctx.turn is not None:
+            _complex_qk(d_qkv, heads).mul_(ctx.turn.conj())
+        d_x = d_qkv @ paired if ctx.needs_input_grad[0] else None
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            d_weight = d_qkv.T @ x
+            if ctx.turn is not None:
+                d_weight = _unpair_rows(d_weight, heads)
+        return d_x, d_weight, None, None, None
+
+
+def _pair_rows(weight: Tensor, heads: int) -> Tensor:
+    """(3D, D) with rows i and i + C/2 of every q and k head made neighbours."""
+    split = 2 * weight.shape[0] // 3
+    qk = weight[:split].view(2 * heads, 2, -1, weight.shape[1]).transpose(1, 2)
+    return torch.cat([qk.reshape(split, -1), weight[split:]])
+
+
+def _unpair_rows(weight: Tensor, heads: int) -> Tensor:
+    """Inverse of `_pair_rows`."""
+    split = 2 * weight.shape[0] // 3
+    qk = weight[:split].view(2 * heads, -1, 2, weight.shape[1]).transpose(1, 2)
+    return torch.cat([qk.reshape(split, -1), weight[split:]])
+
+
+def _complex_qk(qkv: Tensor, heads: int) -> Tensor:
+    """q and k of (N, 3D) as complex numbers (N, 2, H, C/2), a view."""
+    pairs = qkv.view(qkv.shape[0], 3, heads, -1, 2)
+    return torch.view_as_complex(pairs)[:, :2]
+
+
+def _heads(qkv: Tensor, bucket: Bucket, heads: int) -> tuple[Tensor, ...]:
+    """q, k, v of a bucket, each a view (rows, H, L, C)."""
+    part = qkv[bucket.start : bucket.stop].view(bucket.rows, bucket.length, 3, heads, -1)
+    return part.permute(2, 0, 3, 1, 4).unbind(0)
+
+
 def attend(
     x: Tensor,
     qkv_proj: Linear,
@@ -169,13 +269,18 @@ def attend(
     *,
     heads: int,
     layout: TokenLayout,
-    rope: tuple[Tensor, Tensor] | None,
+    rope: Rope | None,
     qk_norm_eps: float | None = None,
 ) -> Tensor:
     """Self-attention of packed tokens (N, D) within their rows.
 
     `qk_norm_eps` normalises every head's query and key before the rotation (QK-norm).
     """
+    if _HAS_CPU_FLASH and x.device.type == "cpu" and x.dtype == torch.float32 and not qk_norm_eps:
+        attended: Tensor = _CPUAttention.apply(  # type: ignore[no-untyped-call]
+            x, qkv_proj.weight, rope, heads, layout
+        )
+        return cast(Tensor, o_proj(attended))
     tokens = x.shape[0]
     qkv = qkv_proj(x)
     if qk_norm_eps is not None:
@@ -185,13 +290,11 @@ def attend(
         qkv = rotate(qkv, rope, heads)
     qkv = qkv.view(tokens, 3, heads, -1)
     outputs = []
-    for bucket in layout.buckets:
-        part = qkv[bucket.start : bucket.stop].view(bucket.rows, bucket.length, 3, heads, -1)
+    for bucket, part in layout.split(qkv):
         q, k, v = part.permute(2, 0, 3, 1, 4)  # each (rows, H, L, C)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bucket.attention_mask(q.dtype))
-        outputs.append(out.transpose(1, 2).reshape(bucket.stop - bucket.start, -1))
-    result: Tensor = o_proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
-    return result
+        outputs.append(out.transpose(1, 2).reshape(bucket.rows * bucket.length, -1))
+    return cast(Tensor, o_proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs)))
 
 
 class Attention(nn.Module):
@@ -207,7 +310,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         layout: TokenLayout,
-        rope: tuple[Tensor, Tensor] | None,
+        rope: Rope | None,
         qk_norm_eps: float | None = None,
     ) -> Tensor:
         """(N, D) → (N, D)."""
@@ -357,7 +460,7 @@ class PostNormBlock(nn.Module):
         self.mlp = SwiGLU(width, expansion)
         self.eps = eps
 
-    def forward(self, h: Tensor, layout: TokenLayout, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, h: Tensor, layout: TokenLayout, rope: Rope | None) -> Tensor:
         """(N, D) → (N, D)."""
         h = add_rms_norm(h, self.self_attn(h, layout, rope), self.eps)
         return add_rms_norm(h, self.mlp(h), self.eps)
@@ -372,7 +475,7 @@ class TokenMixingBlock(nn.Module):
         self.mlp = SwiGLU(width, expansion)
         self.eps = eps
 
-    def forward(self, h: Tensor, layout: TokenLayout, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, h: Tensor, layout: TokenLayout, rope: Rope | None) -> Tensor:
         """(N, D) → (N, D); needs rows of equal length."""
         (bucket,) = layout.buckets
         mixed = h.view(bucket.rows, bucket.length, -1).transpose(1, 2).contiguous()

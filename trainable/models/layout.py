@@ -71,6 +71,14 @@ class TokenLayout:
         """Packed tokens N, padding included."""
         return int(self.position.shape[0])
 
+    def split(self, packed: Tensor) -> list[tuple[Bucket, Tensor]]:
+        """Every bucket with its dense view (rows, length, …) of a packed (N, …)."""
+        parts = packed.split([bucket.rows * bucket.length for bucket in self.buckets])
+        return [
+            (bucket, part.view(bucket.rows, bucket.length, *packed.shape[1:]))
+            for bucket, part in zip(self.buckets, parts, strict=True)
+        ]
+
     def to_dense(self, packed: Tensor) -> Tensor:
         """Packed (N, …) → dense (B, width, …) with zeros where a row has no token."""
         if self.identity:

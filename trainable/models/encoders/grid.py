@@ -241,11 +241,9 @@ class PooledGridEncoder(_PairEncoder):
         rope = self.rope(pairs)
         for layer in self.layers:
             h = layer(h, pairs.layout, rope)
-        pooled = []
-        for bucket in pairs.layout.buckets:
-            part = h[bucket.start : bucket.stop].view(bucket.rows, bucket.length, -1)
-            filled = pairs.filled[bucket.start : bucket.stop].view(bucket.rows, bucket.length)
-            pooled.append(self.pool(part, filled))
+        filled = [part for _, part in pairs.layout.split(pairs.filled)]
+        parts = [part for _, part in pairs.layout.split(h)]
+        pooled = [self.pool(*both) for both in zip(parts, filled, strict=True)]
         inverse = torch.argsort(pairs.layout.order)
         return self.spread(self.pool_proj(torch.cat(pooled)[inverse]), pairs, sets)
 
