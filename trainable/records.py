@@ -101,7 +101,7 @@ class Recorder:
         if self._board is not None:
             for name, value in values.items():
                 if "/" in name and isinstance(value, float | int) and math.isfinite(value):
-                    self._board.add_scalar(name, value, values["step"])
+                    self._board.add_scalar(name.replace("@", "_at_"), value, values["step"])
             self._board.flush()
 
     def end(self, status: str, reason: str | None) -> None:

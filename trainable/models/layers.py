@@ -179,7 +179,6 @@ class _CPUAttention(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, rope: Rope | None, heads: int, layout: TokenLayout
     ) -> Tensor:
-        width = x.shape[1]
         turn = None if rope is None else torch.complex(*rope)
         paired = weight if turn is None else _pair_rows(weight, heads)
         qkv = x @ paired.T
@@ -196,7 +195,7 @@ class _CPUAttention(torch.autograd.Function):
             )
             sums.append(logsumexp)
         ctx.save_for_backward(x, paired, qkv, out, *sums)
-        ctx.turn, ctx.heads, ctx.layout, ctx.width = turn, heads, layout, width
+        ctx.turn, ctx.heads, ctx.layout = turn, heads, layout
         return out
 
     @staticmethod
