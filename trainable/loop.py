@@ -526,7 +526,8 @@ def _freeze(params: list[nn.Parameter], *, frozen: bool) -> None:
 
 
 def _gather(value: Tensor) -> Tensor:
-    """Rows of all workers, in rank order."""
-    parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, value.contiguous())
-    return torch.cat(parts)
+    """Rows of all workers, in rank order; sent as bytes, since gloo and nccl lack some types."""
+    raw = value.contiguous().view(torch.uint8)
+    parts = [torch.empty_like(raw) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, raw)
+    return torch.cat(parts).view(value.dtype)

@@ -109,7 +109,7 @@ def rows_of(trial: Path) -> list[dict[str, Any]]:
 
 def comparable(row: Mapping[str, Any]) -> str:
     """A row without its clock, as text in which every bit of a number counts."""
-    return json.dumps({k: v for k, v in row.items() if k not in ("time", "wall_s")})
+    return json.dumps({k: v for k, v in row.items() if k not in ("kind", "time", "wall_s")})
 
 
 def comparable_rows(trial: Path) -> list[str]:

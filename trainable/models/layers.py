@@ -84,37 +84,35 @@ class Embedding(nn.Module):
 # --- normalisation -------------------------------------------------------------------------------
 
 
-def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """`x / sqrt(mean(x²) + eps)` over the last axis, computed in float32, no learned scale."""
-    x32 = x.float()
-    return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
-
-
-class _AddRMSNorm(torch.autograd.Function):
-    """rms_norm(h + branch), keeping only the result and the inverse scale for backward."""
+class _RMSNorm(torch.autograd.Function):
+    """x · rsqrt(mean(x²) + eps) in float32, keeping only the result and the scale for backward."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, branch: Tensor, eps: float) -> Tensor:
-        total = (h + branch).float()
-        scale = torch.linalg.vector_norm(total, dim=-1, keepdim=True)
-        scale.square_().div_(total.shape[-1]).add_(eps).rsqrt_()
-        out = total.mul_(scale).to(h.dtype)
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        x32 = x.float()
+        scale = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
+        scale.square_().div_(x32.shape[-1]).add_(eps).rsqrt_()
+        out = (x32 * scale).to(x.dtype)
         ctx.save_for_backward(out, scale)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,) = grads
         out, scale = ctx.saved_tensors
         grad32, out32 = grad.float(), out.float()
         projection = (grad32 * out32).mean(-1, keepdim=True)
-        result = torch.addcmul(grad32, out32, projection, value=-1).mul_(scale).to(grad.dtype)
-        return result, result, None
+        return torch.addcmul(grad32, out32, projection, value=-1).mul_(scale).to(grad.dtype), None
+
+
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """`x / sqrt(mean(x²) + eps)` over the last axis, computed in float32, no learned scale."""
+    return _RMSNorm.apply(x, eps)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def add_rms_norm(h: Tensor, branch: Tensor, eps: float) -> Tensor:
     """`rms_norm(h + branch)`: the post-norm residual step, (…, D) → (…, D)."""
-    return _AddRMSNorm.apply(h, branch, eps)  # type: ignore[no-any-return,no-untyped-call]
+    return rms_norm(h + branch, eps)
 
 
 # --- rotary positions ----------------------------------------------------------------------------
