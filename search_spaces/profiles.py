@@ -117,26 +117,29 @@ class Profile:
 
 # ---------------------------------------------------------------------------------- the numbers
 
-LAPTOP_BUDGET = Fraction(1, 20)
+LAPTOP_BUDGET = Fraction(1, 50)
+LAPTOP_WARMUP = Fraction(1, 20)
 WORKSTATION_BUDGET = Fraction(1, 4)
 
 LAPTOP = Profile(
     "laptop",
-    "two CPU cores, minutes: 64 wide, 1,000 epochs, grids of at most 10 x 10",
+    "two CPU cores, minutes: 64 wide, 400 epochs, grids of at most 10 x 10",
     factors=(
         Factor("hidden_size", Scale(Fraction(1, 8)), "model", "512 to 64: minutes on a CPU"),
         Factor("num_heads", Scale(Fraction(1, 4)), "model", "8 to 2: heads 32 wide"),
         Factor("puzzle_emb_ndim", Scale(Fraction(1, 8)), "model", "follows hidden_size"),
         Factor("H_cycles", Scale(Fraction(2, 3)), "model", "3 to 2; L_cycles as in the decoder"),
         Factor("lr", Scale(Fraction(20)), "model", "a 64-wide model needs larger steps"),
-        Factor("epochs", Scale(LAPTOP_BUDGET), "budget", "20,000 to 1,000"),
-        Factor("eval_interval", Scale(LAPTOP_BUDGET), "budget", "as epochs"),
-        Factor("lr_warmup_steps", Scale(LAPTOP_BUDGET), "budget", "as epochs: 2,000 to 100"),
+        Factor("epochs", Scale(LAPTOP_BUDGET), "budget", "20,000 to 400"),
+        Factor(
+            "eval_interval", Scale(Fraction(2, 5)), "budget", "20 evaluations to 1: half a minute"
+        ),
+        Factor("lr_warmup_steps", Scale(LAPTOP_WARMUP), "budget", "2,000 to 100: a fifth of a run"),
         Factor("freeze_decoder_steps", Scale(LAPTOP_BUDGET), "budget", "as epochs"),
         Factor("encoder_freeze_steps", Scale(LAPTOP_BUDGET), "budget", "as epochs"),
         Factor("global_batch_size", Scale(Fraction(1, 8)), "budget", "256 to 32, 128 to 16"),
         Factor("ema_rate", Horizon(Fraction(1, 10)), "budget", "1,000 steps to 100"),
-        Factor("log_interval", Fix(10), "budget", "about a hundred rows per trial"),
+        Factor("log_interval", Fix(5), "budget", "about a hundred rows per trial"),
         Factor("checkpoint_interval", Fix(100), "budget", "half a minute lost at most"),
         Factor("forward_dtype", Fix("float32"), "runtime", "CPUs compute bfloat16 slowly"),
         Factor("canvas", Fix("demos"), "model", "small puzzles fill little of 30 x 30"),
@@ -151,11 +154,12 @@ LAPTOP = Profile(
         Factor("translate", Fix(False), "data", "one position per puzzle, as num_aug 0"),
     ),
     decoder={
-        "epochs": 300,
-        "eval_interval": 300,
+        "epochs": 100,
+        "eval_interval": 100,
         "global_batch_size": 32,
-        "max_train_groups": 96,
+        "max_train_groups": 64,
         "max_eval_groups": 0,
+        "lr": 1e-3,
     },
 )
 

