@@ -484,7 +484,7 @@ class Trial:
         if source is None:
             return 0
         if source == "auto":
-            found = checkpoint.newest(self.out_dir / "checkpoints")
+            found = self._newest()
             if found is None:
                 return 0
             path, state = found
@@ -509,6 +509,17 @@ class Trial:
             self.sums.values[len(self.sums.summed) :] = state["sums"][len(self.sums.summed) :]
         self._resume_carry(state["carry"])
         return self.step
+
+    def _newest(self) -> tuple[Path, checkpoint.State] | None:
+        """The newest readable checkpoint; rank 0 chooses, so that all workers take the same."""
+        folder = self.out_dir / "checkpoints"
+        found = checkpoint.newest(folder) if self.rank == 0 else None
+        if self.world > 1:
+            chosen = [None if found is None else str(found[0])]
+            dist.broadcast_object_list(chosen)
+            if self.rank > 0 and chosen[0] is not None:
+                found = Path(chosen[0]), checkpoint.read_own(chosen[0])
+        return found
 
     def _resume_carry(self, rows: dict[str, Tensor]) -> None:
         count = self.config.global_batch_size // self.world

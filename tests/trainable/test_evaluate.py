@@ -1,0 +1,178 @@
+"""Evaluation and controls: what is counted, and that nothing is disturbed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.trainable.small_trials import puzzle_folder, tiny
+from trainable import evaluate as evaluate_module
+from trainable.config import TrialConfig
+from trainable.data import ArcData
+from trainable.data.controls import control_batches, trivial_baselines
+from trainable.evaluate import (
+    demonstration_controls,
+    evaluate,
+    evaluation_mode,
+    run_act,
+    to_tensors,
+)
+from trainable.losses import row_scores
+from trainable.models import Outputs, RecursiveModel, build_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return puzzle_folder(tmp_path_factory.mktemp("puzzles"))
+
+
+def build(config: TrialConfig, seed: int = 0) -> tuple[RecursiveModel, ArcData]:
+    data = ArcData.from_config(config)
+    sized = config.replace(num_puzzle_identifiers=data.num_puzzle_identifiers)
+    model = build_model(sized.model, seed=seed)
+    # a new model never says anything but one colour: make its answers depend on the input
+    with torch.no_grad():
+        model.inner.lm_head.weight.normal_(generator=torch.Generator().manual_seed(seed))
+    return model.train(), data
+
+
+@pytest.mark.parametrize("kind", ["etrm", "trm"])
+def test_every_query_counts_once_whatever_the_batch(folder: Path, kind: str) -> None:
+    model, data = build(tiny(folder, kind=kind))
+    results = {size: evaluate(model, data, size, device=CPU) for size in (1, 4, 5, 64)}
+    reference = results[1]
+    assert reference.metrics["eval/rows"] == data.num_eval_rows() == (1 + 2) * 2
+    assert reference.metrics["eval/scheduled"] == 2 and reference.metrics["eval/num_aug"] == 1
+    for size, result in results.items():
+        for name, value in reference.metrics.items():
+            assert result.metrics[name] == pytest.approx(value, abs=1e-5, nan_ok=True), (size, name)
+        assert [str(task) for task in result.tasks] == [str(task) for task in reference.tasks]
+    metrics = reference.metrics
+    assert metrics["eval/loss"] == metrics["eval/lm_loss"] + 0.5 * metrics["eval/q_halt_loss"]
+    assert math.isnan(metrics["eval/pass@5"]), "two candidates at most"
+    assert (0 if kind == "etrm" else -1) < metrics["eval/accuracy"] < 1
+
+
+def test_evaluation_means_against_the_rows_themselves(folder: Path) -> None:
+    model, data = build(tiny(folder))
+    found = evaluate(model, data, 4, device=CPU).metrics
+    scores, right = [], []
+    with evaluation_mode(model):
+        for arrays in data.eval_batches(1):
+            batch = to_tensors(arrays, CPU)
+            outputs = run_act(model, batch)
+            _, correct, count = row_scores(outputs, outputs["labels"])
+            scores.append(float(correct) / float(count))
+            right.append(float(correct) == float(count) and bool(batch["fits"]))
+    assert found["eval/accuracy"] == pytest.approx(np.mean(scores), abs=1e-6)
+    assert found["eval/exact_accuracy"] == np.mean(right)
+
+
+def test_an_output_outside_its_canvas_is_never_exact(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that always answers rightly is exact on the rows that fit, and only there."""
+    model, data = build(tiny(folder))
+
+    def knows(model: RecursiveModel, batch: dict[str, Tensor], context: Any = None) -> Outputs:
+        logits = torch.nn.functional.one_hot(batch["labels"].long().clamp_min(0), 12).float()
+        q = torch.full((len(logits),), 9.0)
+        return Outputs(logits=logits, q_halt_logits=q, labels=batch["labels"])
+
+    monkeypatch.setattr(evaluate_module, "run_act", knows)
+    fits = np.concatenate([b["fits"][b["puzzle_identifiers"] != 0] for b in data.eval_batches(4)])
+    metrics = evaluate(model, data, 4, device=CPU).metrics
+    assert metrics["eval/accuracy"] == 1.0
+    assert metrics["eval/exact_accuracy"] == pytest.approx(fits.mean())
+    monkeypatch.setattr(data, "eval_batches", cut_rows(data))
+    cut = evaluate(model, data, 4, device=CPU).metrics
+    assert cut["eval/rows"] == metrics["eval/rows"], "rows that do not fit stay in the denominator"
+    assert cut["eval/exact_accuracy"] < metrics["eval/exact_accuracy"]
+
+
+def cut_rows(data: ArcData) -> Any:
+    """The data's evaluation batches with the first row of each said not to fit."""
+    original = data.eval_batches
+
+    def batches(*args: Any, **options: Any) -> Any:
+        for batch in original(*args, **options):
+            fits, labels = batch["fits"].copy(), batch["labels"].copy()
+            fits[0] = False
+            labels[0] = -100
+            yield batch | {"fits": fits, "labels": labels}
+
+    return batches
+
+
+def test_evaluation_leaves_the_model_as_it_was(folder: Path) -> None:
+    config = tiny(folder, encoder_type="hybrid_variational", kl_weight=1e-3)
+    model, data = build(config)
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
+    evaluate(model, data, 4, device=CPU)
+    demonstration_controls(model, data, 4, seed=0, device=CPU)
+    assert torch.equal(torch.rand(2), expected), "no draw from torch's global generator"
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+    assert model.training and all(module.training for module in model.modules())
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    with pytest.raises(RuntimeError, match="inside"), evaluation_mode(model):
+        assert not model.training and not torch.is_grad_enabled()
+        raise RuntimeError("inside")
+    assert model.training and torch.is_grad_enabled()
+
+
+def test_controls_are_what_they_say(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = build(tiny(folder))
+    seen: list[tuple[dict[str, Tensor], Tensor | None]] = []
+    logits: list[Tensor] = []
+    original = evaluate_module.run_act
+
+    def spy(model: RecursiveModel, batch: dict[str, Tensor], context: Any = None) -> Outputs:
+        seen.append((batch, context))
+        outputs = original(model, batch, context)
+        logits.append(outputs["logits"])
+        return outputs
+
+    monkeypatch.setattr(evaluate_module, "run_act", spy)
+    found = demonstration_controls(model, data, 64, seed=0, device=CPU)
+    (normal, none), (zeroed, context), (shuffled, _), (other, _) = seen
+    assert none is None
+    assert context is not None and context.shape == (64, 4, 32) and not context.any()
+    for batch in (zeroed, shuffled, other):
+        for name in ("inputs", "labels", "canvas", "puzzle_identifiers"):
+            assert torch.equal(batch[name], normal[name]), name
+    queries = sum(len(group.rows) for group in data.train_groups)
+    real = normal["puzzle_identifiers"] != 0
+    assert int(real.sum()) == queries == 9
+    assert torch.equal(shuffled["demo_inputs"], normal["demo_inputs"])
+    assert (shuffled["demo_labels"] != normal["demo_labels"]).flatten(1).any(1)[real].all()
+    assert (other["demo_inputs"] != normal["demo_inputs"]).flatten(1).any(1)[real].all()
+    assert found.items() >= trivial_baselines(control_batches(data, 64)).items()
+    for changed in logits[1:]:
+        assert (changed != logits[0]).flatten(1).any(1)[real].all(), "the context has a say"
+    assert demonstration_controls(model, data, 4, seed=0, device=CPU) == pytest.approx(found)
+
+
+def test_a_zero_context_really_is_zero(folder: Path) -> None:
+    """With it the encoder has no say: changing its weights changes nothing."""
+    model, data = build(tiny(folder))
+    assert model.encoder is not None
+    before = demonstration_controls(model, data, 64, seed=0, device=CPU)
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.mul_(-1.7)
+    after = demonstration_controls(model, data, 64, seed=0, device=CPU)
+    same = {name for name in before if before[name] == after[name]}
+    assert "control/zeroed_accuracy" in same and "control/normal_accuracy" not in same
