@@ -92,7 +92,7 @@ class _RMSNorm(torch.autograd.Function):
         x32 = x.float()
         scale = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
         scale.square_().div_(x32.shape[-1]).add_(eps).rsqrt_()
-        out = (x32 * scale).to(x.dtype)
+        out: Tensor = (x32 * scale).to(x.dtype)
         ctx.save_for_backward(out, scale)
         return out
 

@@ -73,7 +73,7 @@ class TokenLayout:
 
     def split(self, packed: Tensor) -> list[tuple[Bucket, Tensor]]:
         """Every bucket with its dense view (rows, length, …) of a packed (N, …)."""
-        parts = packed.split([bucket.rows * bucket.length for bucket in self.buckets])
+        parts = torch.split(packed, [bucket.rows * bucket.length for bucket in self.buckets])
         return [
             (bucket, part.view(bucket.rows, bucket.length, *packed.shape[1:]))
             for bucket, part in zip(self.buckets, parts, strict=True)
