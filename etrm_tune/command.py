@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ from rich.text import Text
 import analysis
 from etrm_tune import preflight
 from etrm_tune.live import LiveTable
-from etrm_tune.plan import Options, Plan, complete, make_plan, packages
+from etrm_tune.plan import Options, Plan, PlannedTrial, complete, make_plan, packages
 from etrm_tune.resources import Allotment, Machine, allot, this_machine
 from etrm_tune.run_folder import RunFolder, RunFolderError
 from etrm_tune.session import Interrupted, Signals, login_line, quiet, ray_session
 from trainable.errors import UserError
 
 TRAIN_FUNCTION = "trainable.loop:train"
+MAX_WORKERS = 4
+"""Workers that a lone trial on CPUs is spread over, at most, unless --workers says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,6 @@ class Prepared:
     plan: Plan
     machine: Machine
     allotments: dict[str, Allotment]
-    workers: int = 1
     stored: dict[str, Any] | None = None
     notes: list[tuple[str, Any]] = field(default_factory=list)
 
@@ -52,25 +53,39 @@ class Prepared:
         """Threads of a worker, by role."""
         return {role: allotment.threads for role, allotment in self.allotments.items()}
 
+    @property
+    def workers(self) -> dict[str, int]:
+        """Workers of a trial, by role."""
+        return {role: allotment.workers for role, allotment in self.allotments.items()}
+
 
 def divide(
     plan: Plan, machine: Machine, how: How, stored: Mapping[str, Any] | None
 ) -> dict[str, Allotment]:
-    """The machine's share for each role; threads of a run that was begun do not change."""
+    """The machine's share for each role; threads and workers of a run that was begun stay."""
     threads = (stored or {}).get("num_threads", {})
-    workers = how.workers or (stored or {}).get("workers") or 1
+    known = (stored or {}).get("workers", {})
     use_gpu = plan.options.profile != "laptop" and machine.gpus > 0
     return {
-        stage[0].role: allot(
+        role: allot(
             machine,
             trials=len(stage),
-            workers=workers,
-            threads=threads.get(stage[0].role),
+            workers=how.workers or known.get(role) or spread(stage, machine, use_gpu=use_gpu),
+            threads=threads.get(role),
             concurrent=None if how.concurrent is None else min(how.concurrent, len(stage)),
             use_gpu=use_gpu,
         )
         for stage in plan.stages
+        for role in [stage[0].role]
     }
+
+
+def spread(stage: Sequence[PlannedTrial], machine: Machine, *, use_gpu: bool) -> int:
+    """Workers for each trial of a stage that leaves CPUs idle: small steps gain more from a second
+    worker than from a second thread (`docs/log.md`)."""
+    idle = 1 if use_gpu else max(1, machine.cpus // len(stage))
+    batches = [trial.config.global_batch_size for trial in stage]
+    return max(n for n in range(1, min(idle, MAX_WORKERS) + 1) if all(b % n == 0 for b in batches))
 
 
 def prepare(options: Options, folder: RunFolder, how: How, files: preflight.Files) -> Prepared:
@@ -82,8 +97,7 @@ def prepare(options: Options, folder: RunFolder, how: How, files: preflight.File
     if stored is not None:
         check_same(plan, stored, folder)
     allotments = divide(plan, machine, how, stored)
-    workers = next(iter(allotments.values())).workers
-    prepared = Prepared(plan, machine, allotments, workers, stored)
+    prepared = Prepared(plan, machine, allotments, stored)
     prepared.plan = plan.with_threads(prepared.threads)
     prepared.notes = preflight.check_alignment(prepared.plan, files, how.allow)
     preflight.check_decoder(prepared.plan, files, how.allow)

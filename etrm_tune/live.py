@@ -134,23 +134,25 @@ class LiveTable:
     def _cells(self, line: _Line) -> tuple[str, ...]:
         row = line.row or {}
         epochs = f"{row.get('epoch', 0):.0f}/{line.trial.config.epochs:.0f}" if row else ""
-        loss = row.get("train/loss")
+        loss, steps = row.get("train/loss"), row.get("train/steps")
         return (
             epochs,
             percent(row.get("train/accuracy")),
             percent(row.get("train/exact_accuracy")),
+            "" if steps is None else f"{steps:.1f}",
             str(row.get("step", "")),
             "" if loss is None else f"{loss:.3f}",
             duration(line.eta_s(time.time())),
         )
 
     def _plain(self, line: _Line) -> str:
-        epochs, accuracy, exact, step, loss, eta = self._cells(line)
+        epochs, accuracy, exact, steps, step, loss, eta = self._cells(line)
         parts = [f"{line.trial.trial_id} {line.status}"]
         for name, value in (
             ("epoch", epochs),
             ("accuracy", accuracy),
             ("exact", exact),
+            ("ACT steps", steps),
             ("step", step),
             ("loss", loss),
             ("ETA", eta),
@@ -163,7 +165,7 @@ class LiveTable:
         """The table as it stands."""
         table = Table(title=self.title, title_justify="left")
         table.add_column("trial", no_wrap=True)
-        for name in ("epoch", "accuracy", "exact", "step", "loss"):
+        for name in ("epoch", "accuracy", "exact", "ACT steps", "step", "loss"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("status", no_wrap=True)
         table.add_column("ETA", justify="right", no_wrap=True)

@@ -267,8 +267,9 @@ class TrialConfig(_Frozen):
     def flat(self) -> dict[str, Any]:
         """All options by flat name, in declaration order."""
         values = self.model_dump()
-        nested = {"model": values.pop("model"), "data": values.pop("data")}
-        return values | nested["model"] | nested["data"]
+        model: dict[str, Any] = values.pop("model")
+        data: dict[str, Any] = values.pop("data")
+        return {**values, **model, **data}
 
     def identity(self, *, data_hash: str = "") -> str:
         """16 hex digits over everything that decides the numbers (not paths, not cadence)."""

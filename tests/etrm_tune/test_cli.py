@@ -129,7 +129,7 @@ def test_rerun_takes_the_plan_and_refuses_another(
     assert "another configuration" in failing(capsys, "overfit/E1a")
 
 
-def test_threads_come_from_the_plan(
+def test_threads_and_workers_come_from_the_plan(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from etrm_tune.command import How, prepare, write_plan
@@ -145,8 +145,9 @@ def test_threads_come_from_the_plan(
         write_plan(folder, prepare(Options("phase1", "laptop"), folder, How(), Files()))
     monkeypatch.setattr("etrm_tune.command.this_machine", lambda: Machine(16))
     again = prepare(Options("phase1"), folder, How(), Files())
-    assert again.threads == {"decoder": 4, "arm": 1}
-    assert again.plan.trials[0].config.num_threads == 4
+    assert again.threads == {"decoder": 1, "arm": 1}
+    assert again.workers == {"decoder": 4, "arm": 1}  # a lone trial is spread over the CPUs
+    assert again.plan.trials[0].config.num_threads == 1
     monkeypatch.setattr("etrm_tune.command.this_machine", lambda: Machine(2))
     assert "needs 4 CPUs" in failing(capsys, "phase1")
 
