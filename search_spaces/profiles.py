@@ -129,7 +129,9 @@ LAPTOP = Profile(
         Factor("num_heads", Scale(Fraction(1, 4)), "model", "8 to 2: heads 32 wide"),
         Factor("puzzle_emb_ndim", Scale(Fraction(1, 8)), "model", "follows hidden_size"),
         Factor("H_cycles", Scale(Fraction(2, 3)), "model", "3 to 2; L_cycles as in the decoder"),
-        Factor("lr", Scale(Fraction(10)), "model", "1e-4 to 1e-3: a 64-wide model takes larger steps"),
+        Factor(
+            "lr", Scale(Fraction(10)), "model", "1e-4 to 1e-3: a 64-wide model takes larger steps"
+        ),
         Factor("epochs", Scale(LAPTOP_BUDGET), "budget", "20,000 to 400"),
         Factor(
             "eval_interval", Scale(Fraction(2, 5)), "budget", "20 evaluations to 1: half a minute"

@@ -148,6 +148,7 @@ def evaluate(
     count = means.pop("count")
     metrics = {f"eval/{name}": value for name, value in means.items()}
     metrics["eval/loss"] = metrics["eval/lm_loss"] + 0.5 * metrics["eval/q_halt_loss"]
+    metrics["eval/steps"] = float(model.config.halt_max_steps)  # every row runs all of them
     metrics |= {"eval/rows": count, "eval/num_aug": float(data.eval_num_aug)} | result.metrics()
     return Evaluation(metrics, result.tasks)
 
