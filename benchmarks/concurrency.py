@@ -1,4 +1,4 @@
-"""Two cores, two trials: side by side with one thread each, or one after the other with two threads?
+"""Two trials on two cores: at once with one thread each, or in turn with two threads?
 
 Runs the same steps of E1a both ways, in processes of their own, and prints the seconds that two
 trials take.
@@ -20,7 +20,7 @@ import search_spaces
 from trainable.loop import Trial
 
 
-def work(steps: int, threads: int, start: Barrier, seconds: "multiprocessing.Queue[float]") -> None:
+def work(steps: int, threads: int, start: Barrier, seconds: multiprocessing.Queue[float]) -> None:
     """Take `steps` training steps once everyone is ready; report the seconds."""
     resolved = search_spaces.resolve(
         "overfit/E1a",

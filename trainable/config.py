@@ -47,9 +47,8 @@ class _Frozen(BaseModel):
         if isinstance(data, Mapping):
             for key in data:
                 if key not in cls.model_fields:
-                    raise ConfigError(
-                        f"unknown {cls.__name__} option {key!r}{nearest(str(key), cls.model_fields)}"
-                    )
+                    hint = nearest(str(key), cls.model_fields)
+                    raise ConfigError(f"unknown {cls.__name__} option {key!r}{hint}")
         return data
 
     def __init__(self, **data: Any) -> None:

@@ -39,7 +39,7 @@ def close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None
 
 
 def floor(noise: dict[str, float], name: str) -> float:
-    """Ten times the reference's own noise beyond a single step, never below the single-step bound."""
+    """Ten times the reference's own noise, never below the bound of a single step."""
     return max(SINGLE_STEP, 10 * noise.get(name, 0.0))
 
 
