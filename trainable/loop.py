@@ -397,7 +397,7 @@ class Trial:
         """Held-out evaluation with the averaged weights (raw ones without EMA)."""
         if not self.data.eval_groups:
             return {}
-        size = max(self.config.global_batch_size, self.world)
+        size = self._evaluation_batch
         if self.ema is None:
             result = evaluate(self.model, self.data, size, device=self.device)
         else:
@@ -413,10 +413,15 @@ class Trial:
         return demonstration_controls(
             self.model,
             self.data,
-            self.config.global_batch_size,
+            self._evaluation_batch,
             seed=self.config.seed,
             device=self.device,
         )
+
+    @property
+    def _evaluation_batch(self) -> int:
+        """Rows over all workers: at least 64, since small batches waste a processor."""
+        return -(-max(self.config.global_batch_size, 64) // self.world) * self.world
 
     @property
     def _rows_per_epoch(self) -> float:
