@@ -117,13 +117,13 @@ class Profile:
 
 # ---------------------------------------------------------------------------------- the numbers
 
-LAPTOP_BUDGET = Fraction(2, 125)
-LAPTOP_WARMUP = Fraction(1, 50)
+LAPTOP_BUDGET = Fraction(1, 50)
+LAPTOP_WARMUP = Fraction(1, 20)
 WORKSTATION_BUDGET = Fraction(1, 4)
 
 LAPTOP = Profile(
     "laptop",
-    "two CPU cores, minutes: 64 wide, 320 epochs, grids of at most 10 x 10",
+    "two CPU cores, minutes: 64 wide, 400 epochs, grids of at most 10 x 10",
     factors=(
         Factor("hidden_size", Scale(Fraction(1, 8)), "model", "512 to 64: minutes on a CPU"),
         Factor("num_heads", Scale(Fraction(1, 4)), "model", "8 to 2: heads 32 wide"),
@@ -132,10 +132,10 @@ LAPTOP = Profile(
         Factor(
             "lr", Scale(Fraction(10)), "model", "1e-4 to 1e-3: a 64-wide model takes larger steps"
         ),
-        Factor("epochs", Scale(LAPTOP_BUDGET), "budget", "20,000 to 320"),
-        Factor("eval_interval", Scale(Fraction(8, 25)), "budget", "20 evaluations to 1"),
+        Factor("epochs", Scale(LAPTOP_BUDGET), "budget", "20,000 to 400"),
+        Factor("eval_interval", Scale(Fraction(2, 5)), "budget", "20 evaluations to 1"),
         Factor(
-            "lr_warmup_steps", Scale(LAPTOP_WARMUP), "budget", "2,000 to 40: about a tenth of a run"
+            "lr_warmup_steps", Scale(LAPTOP_WARMUP), "budget", "2,000 to 100: below half of a run"
         ),
         Factor("freeze_decoder_steps", Scale(LAPTOP_BUDGET), "budget", "as epochs"),
         Factor("encoder_freeze_steps", Scale(LAPTOP_BUDGET), "budget", "as epochs"),
@@ -156,8 +156,8 @@ LAPTOP = Profile(
         Factor("translate", Fix(False), "data", "one position per puzzle, as num_aug 0"),
     ),
     decoder={
-        "epochs": 90,
-        "eval_interval": 90,
+        "epochs": 100,
+        "eval_interval": 100,
         "global_batch_size": 32,
         "max_train_groups": 64,
         "max_eval_groups": 0,

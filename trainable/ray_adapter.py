@@ -60,6 +60,11 @@ _RAY_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",  # it would log every row
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_worker_niceness": "0",  # 15 by default
+    # Workers train in a thread, whose arena gives large blocks back at once: 13,000 page faults a
+    # second without these.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**31),
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -96,11 +96,11 @@ def test_sizes_of_a_given_decoder_are_intended() -> None:
 
 
 def test_warm_up_longer_than_half_of_the_run() -> None:
-    assert found(given={"total_steps": 80})["lr_warmup_steps"].level == "scaled"
-    late = found(given={"total_steps": 79})["lr_warmup_steps"]
+    assert found(given={"total_steps": 200})["lr_warmup_steps"].level == "scaled"
+    late = found(given={"total_steps": 199})["lr_warmup_steps"]
     assert (late.level, late.why) == (
         "warning",
-        "warm-up exceeds half of the run: 40 of 79 steps",
+        "warm-up exceeds half of the run: 100 of 199 steps",
     )
 
 
