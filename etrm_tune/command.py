@@ -22,7 +22,7 @@ from trainable.errors import UserError
 
 TRAIN_FUNCTION = "trainable.loop:train"
 MAX_WORKERS = 4
-"""Workers that a lone trial on CPUs is spread over, at most, unless --workers says otherwise."""
+"""Workers that a decoder is spread over on CPUs, at most, unless --workers says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def divide(
         role: allot(
             machine,
             trials=len(stage),
-            workers=how.workers or known.get(role) or spread(stage, machine, use_gpu=use_gpu),
+            workers=how.workers or known.get(role) or spread(role, stage, machine, use_gpu=use_gpu),
             threads=threads.get(role),
             concurrent=None if how.concurrent is None else min(how.concurrent, len(stage)),
             use_gpu=use_gpu,
@@ -80,10 +80,13 @@ def divide(
     }
 
 
-def spread(stage: Sequence[PlannedTrial], machine: Machine, *, use_gpu: bool) -> int:
-    """Workers for each trial of a stage that leaves CPUs idle: small steps gain more from a second
-    worker than from a second thread (`docs/log.md`)."""
-    idle = 1 if use_gpu else max(1, machine.cpus // len(stage))
+def spread(role: str, stage: Sequence[PlannedTrial], machine: Machine, *, use_gpu: bool) -> int:
+    """Workers for each trial of a stage: arms have one, so that an arm is the same alone and in its
+    phase; decoders share the CPUs, since small steps gain more from a worker than from a thread
+    (`docs/log.md`)."""
+    if role != "decoder" or use_gpu:
+        return 1
+    idle = max(1, machine.cpus // len(stage))
     batches = [trial.config.global_batch_size for trial in stage]
     return max(n for n in range(1, min(idle, MAX_WORKERS) + 1) if all(b % n == 0 for b in batches))
 

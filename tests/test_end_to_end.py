@@ -77,3 +77,22 @@ def test_phase1_ends_with_matrix_decisions_and_next_command(tmp_path: Path, deco
     other = command(tmp_path, "phase1", "--seeds", "2")
     assert other.returncode == 2
     assert other.stderr.count("\n") == 1 and "--name" in other.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize(("lr", "status"), [("0", "stopped"), ("1e30", "diverged")])
+def test_a_run_that_cannot_learn_says_why(tmp_path: Path, lr: str, status: str) -> None:
+    budget = BUDGET | {"epochs": 24, "halt_max_steps": 4, "lr": lr, "lr_warmup_steps": 0}
+    settings = [f"--set={name}={value}" for name, value in budget.items()]
+    done = command(tmp_path, "overfit/E4a", "--profile", "laptop", *settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (trial,) = analysis.load(tmp_path / "runs" / "overfit-E4a").trials.to_dict("records")
+    assert trial["status"] == status, trial["reason"]
+    if status == "stopped":
+        assert trial["reason"].startswith("bar: train/accuracy")
+        assert "< 20 %" in trial["reason"]
+        assert trial["epoch"] < 24
+    else:
+        assert "not finite" in trial["reason"]
+    assert trial["reason"] in done.stdout
