@@ -244,6 +244,11 @@ class TrialConfig(_Frozen):
                 raise ConfigError(
                     f"encoder_type {model.encoder_type!r} is variational: set kl_weight > 0"
                 )
+        if model.micro_batch_size is not None:
+            raise ConfigError(
+                "micro_batch_size has no effect on training: leave it out, and lower "
+                "global_batch_size or add --workers to save memory"
+            )
         if model.kind == "trm" and self.pretrained_decoder:
             raise ConfigError("a TRM has no separate decoder: pretrained_decoder needs kind 'etrm'")
         return self

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
+from trainable.attempts import last_attempt
 from trainable.checkpoint import storage_error
 
 SCHEMA_VERSION = 1
@@ -68,7 +69,7 @@ class Recorder:
 
     def __init__(self, out_dir: Path, *, attempt: int | None, writes: bool) -> None:
         self.out_dir = out_dir
-        self.attempt = next_attempt(out_dir) if attempt is None else attempt
+        self.attempt = last_attempt(out_dir) + 1 if attempt is None else attempt
         self.path = out_dir / f"attempt-{self.attempt}.jsonl"
         self._file: TextIO | None = None
         self._board: Any = None
@@ -132,12 +133,6 @@ class Recorder:
             self._file.flush()
         except OSError as error:
             raise storage_error(self.path, error) from error
-
-
-def next_attempt(out_dir: Path) -> int:
-    """One more than the largest attempt number in the folder."""
-    numbers = [path.stem.removeprefix("attempt-") for path in out_dir.glob("attempt-*.jsonl")]
-    return max((int(n) for n in numbers if n.isdigit()), default=0) + 1
 
 
 def _event_writer(folder: Path, *, purge_step: int) -> Any:

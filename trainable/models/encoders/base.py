@@ -6,7 +6,7 @@ tokens, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -121,8 +121,3 @@ def sample(mu: Tensor, logvar: Tensor, noise: RowGenerator, *, training: bool) -
         return mu
     epsilon = noise.randn(*mu.shape).to(mu.device, mu.dtype)
     return mu + torch.exp(0.5 * logvar) * epsilon
-
-
-def with_kl(output: EncoderOutput, kl_rows: Tensor, kl_loss: Tensor) -> EncoderOutput:
-    """The output with its KL terms."""
-    return replace(output, kl_rows=kl_rows, kl_loss=kl_loss)
