@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import search_spaces
+from etrm_tune.commands import modules as command_modules
 from search_spaces.profiles import PROFILES
 from search_spaces.reference import DEFAULT_REVISION, REVISIONS
 from trainable.errors import ConfigError, UserError, nearest
@@ -91,6 +92,8 @@ def build_parser() -> Parser:
     status = commands.add_parser("status", help="how a run stands")
     status.add_argument("run", help="its folder, such as runs/phase1")
     status.set_defaults(action=status_command)
+    for module in command_modules():
+        module.add(commands)
     return parser
 
 
