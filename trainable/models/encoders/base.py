@@ -16,10 +16,15 @@ from trainable.config import ModelConfig
 from trainable.random import RowGenerator
 
 
+State = tuple[Tensor, ...]
+"""What a recurrent encoder carries from one ACT step to the next: tensors (B, T, D)."""
+
+
 @dataclass(frozen=True, eq=False)
 class EncoderOutput:
-    """`context` (B, T, D); `z_pooled` (B, D); with a bottleneck `kl_loss` (scalar, float32),
-    `kl_rows` (B, float32), `mu` and `logvar` (B, latent)."""
+    """`context` (B, T, D); `z_pooled` (B, D or latent); with a bottleneck `kl_loss` (scalar),
+    `kl_rows` (B), `mu` and `logvar` (B, latent), all float32; of a recurrent encoder its new
+    `state`, not detached."""
 
     context: Tensor
     z_pooled: Tensor
@@ -27,6 +32,7 @@ class EncoderOutput:
     kl_rows: Tensor | None = None
     mu: Tensor | None = None
     logvar: Tensor | None = None
+    state: State | None = None
 
     def as_outputs(self) -> dict[str, Any]:
         """Entries for a model's outputs; the KL terms only where they are defined."""
@@ -72,13 +78,23 @@ def distinct_sets(inputs: Tensor, labels: Tensor, mask: Tensor, keys: Tensor | N
 
 
 class DemonstrationEncoder(nn.Module):
-    """Interface: (`demo_inputs`, `demo_labels`, `demo_mask`) → `EncoderOutput`."""
+    """Interface: (`demo_inputs`, `demo_labels`, `demo_mask`) → `EncoderOutput`.
+
+    A class says `variational` if it has a KL term, `recurrent` if its context depends on a state
+    that it carries over ACT steps, and in `effective` which encoder options it reads.
+    """
 
     variational: ClassVar[bool] = False
+    recurrent: ClassVar[bool] = False
+    effective: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+
+    def initial_state(self, rows: int, device: torch.device) -> State:
+        """State (rows, T, D), in the forward dtype, of rows that start; static encoders: ()."""
+        return ()
 
     def forward(
         self,
@@ -88,6 +104,7 @@ class DemonstrationEncoder(nn.Module):
         *,
         generator: RowGenerator | torch.Generator | None = None,
         keys: Tensor | None = None,
+        state: State | None = None,
     ) -> EncoderOutput:
         """Encode demonstrations.
 
@@ -96,17 +113,27 @@ class DemonstrationEncoder(nn.Module):
             demo_mask: (B, K), true where a demonstration exists.
             generator: noise of a variational encoder in training.
             keys: (B) integers; rows with equal keys have equal demonstrations and are encoded once.
+            state: what a recurrent encoder carries (default: its initial state); the caller
+                detaches it between ACT steps.
 
         A row without demonstrations gives a finite context.
         """
         if self.config.parity:
             keys = None
         sets = distinct_sets(demo_inputs, demo_labels, demo_mask, keys)
-        return self.encode(sets, RowGenerator.wrap(generator))
+        if not self.recurrent:
+            return self.encode(sets, RowGenerator.wrap(generator))
+        if state is None:
+            state = self.initial_state(demo_mask.shape[0], demo_mask.device)
+        return self.advance(sets, state)
 
     def encode(self, sets: DemoSets, noise: RowGenerator) -> EncoderOutput:
         """Encode distinct sets and spread the result over rows."""
         raise TypeError(f"{type(self).__name__} must define encode()")
+
+    def advance(self, sets: DemoSets, state: State) -> EncoderOutput:
+        """Encode distinct sets and move each row's state one step on (recurrent encoders)."""
+        raise TypeError(f"{type(self).__name__} must define advance()")
 
 
 def kl_to_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
