@@ -15,13 +15,14 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from trainable.encoder_options import ENCODER_TYPES as ENCODER_TYPES
+from trainable.encoder_options import VARIATIONAL_ENCODERS as VARIATIONAL_ENCODERS
+from trainable.encoder_options import check_encoder
+from trainable.encoder_options import ineffective_options as ineffective_options
 from trainable.errors import ConfigError, nearest
 
 SEMANTICS_VERSION = 1
 """Raised by hand whenever a change alters the numbers that a configuration gives."""
-
-VARIATIONAL_ENCODERS = frozenset({"hybrid_variational", "lpn_variational"})
-"""Encoder types with a KL term: they need ``kl_weight`` > 0."""
 
 _OUTSIDE_IDENTITY = (
     "decoder",
@@ -32,8 +33,6 @@ _OUTSIDE_IDENTITY = (
     "log_interval",
 )
 """Options that decide where and how often something is written, not the numbers of a trial."""
-
-ENCODER_TYPES = ("standard", "hybrid_standard", "hybrid_variational", "lpn_variational")
 
 
 class _Frozen(BaseModel):
@@ -107,12 +106,12 @@ class ModelConfig(_Frozen):
     encoder_type: str = "standard"
     encoder_num_layers: int = Field(2, ge=1)
     encoder_set_layers: int = Field(1, ge=1)
-    encoder_pooling_method: Literal["mean", "attention", "weighted"] = "mean"
+    encoder_pooling_method: Literal["mean", "attention", "weighted", "cls"] = "mean"
     encoder_norm_style: Literal["pre", "post"] = "post"
     encoder_layer_scale_init: float = Field(0.0, ge=0)
     encoder_qk_norm: bool = False
     lpn_latent_dim: int = Field(32, ge=1)
-    recurrent_encoder_type: str | None = None
+    recurrent_encoder_type: str | None = Field(None, description="the encoder of kind etrmtrm")
     encoder_h_cycles: int = Field(3, ge=1)
     encoder_l_cycles: int = Field(1, ge=1)
     encoder_l_layers: int = Field(2, ge=1)
@@ -144,6 +143,15 @@ class ModelConfig(_Frozen):
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_heads
+
+    @property
+    def encoder_name(self) -> str:
+        """The encoder that is built: `encoder_type`, in kind "etrmtrm" the recurrent one."""
+        if self.kind != "etrmtrm":
+            return self.encoder_type
+        if self.recurrent_encoder_type is not None:
+            return self.recurrent_encoder_type
+        return "recurrent_standard" if self.encoder_type == "standard" else self.encoder_type
 
     @property
     def prefix_len(self) -> int:
@@ -233,17 +241,12 @@ class TrialConfig(_Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         model = self.model
-        if model.kind == "etrm":
-            if model.encoder_type not in ENCODER_TYPES:
-                raise ConfigError(
-                    f"unknown encoder_type {model.encoder_type!r}"
-                    f"{nearest(model.encoder_type, ENCODER_TYPES)}: choose from "
-                    f"{', '.join(ENCODER_TYPES)}"
-                )
-            if model.encoder_type in VARIATIONAL_ENCODERS and self.kl_weight <= 0:
-                raise ConfigError(
-                    f"encoder_type {model.encoder_type!r} is variational: set kl_weight > 0"
-                )
+        check_encoder(model)
+        variational = model.kind == "etrm" and model.encoder_type in VARIATIONAL_ENCODERS
+        if variational and self.kl_weight <= 0:
+            raise ConfigError(
+                f"encoder_type {model.encoder_type!r} is variational: set kl_weight > 0"
+            )
         if model.micro_batch_size is not None:
             raise ConfigError(
                 "micro_batch_size has no effect on training: leave it out, and lower "
