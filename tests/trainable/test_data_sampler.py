@@ -56,14 +56,31 @@ def test_an_epoch_takes_every_puzzle_once_with_all_its_rows(folder: Path, kind: 
     assert sampler.epoch == 3
 
 
-def test_an_incomplete_batch_ends_an_iteration(folder: Path) -> None:
-    data = ArcData.from_kaggle(folder, options())
+def test_an_incomplete_batch_ends_a_legacy_iteration(folder: Path) -> None:
+    data = ArcData.from_kaggle(folder, options(stream="legacy"))
     everything = sum(len(group.rows) for group in data.train_groups)
     sampler = data.train_sampler(everything - 1)
     first = {row.group.index for row in sampler.next_rows()}
     assert len(first) >= len(data.train_groups) - 1
     sampler.next_rows()
     assert 1 < sampler.epoch <= 2  # the single row left of epoch 1 opened no batch
+
+
+@pytest.mark.parametrize("kind", ["etrm", "trm"])
+def test_the_nth_row_is_the_same_for_every_batch_size_and_interval(
+    folder: Path, kind: Any
+) -> None:
+    data = ArcData.from_kaggle(folder, options(), kind=kind)
+    everything = sum(len(group.rows) for group in data.train_groups)
+    streams = []
+    for batch, interval in ((1, 1), (3, 2), (4, 1), (everything - 1, 3), (everything + 2, 5)):
+        sampler = data.train_sampler(batch, epochs_per_iter=interval)
+        rows = [row for _ in range(-(-4 * everything // batch)) for row in sampler.next_rows()]
+        streams.append([(r.group.index, r.augmentation, r.pair) for r in rows[: 4 * everything]])
+    assert all(stream == streams[0] for stream in streams)
+    for epoch in range(4):  # nothing is dropped: every epoch has every row once
+        part = streams[0][epoch * everything : (epoch + 1) * everything]
+        assert len({(group, pair) for group, _, pair in part}) == everything
 
 
 def test_a_batch_larger_than_an_iteration_is_refused(folder: Path) -> None:

@@ -1,10 +1,12 @@
 """The training order: groups by permuted epochs, one puzzle of each, its rows without replacement.
 
-An *iteration* covers ``epochs_per_iter`` epochs; its last, incomplete batch is dropped, and rows of
-a puzzle that do not fit into a batch are dropped with the group counted as done (both as the
-references do). One stream serves everything. By default every epoch has a generator derived from
-the trial's seed; ``legacy`` has one per iteration, Philox seeded with seed + i, and draws in the
-published loaders' order.
+By default every epoch has a generator derived from the trial's seed, and the rows are one stream
+that batches cut: rows that do not fit into a batch open the next one. The n-th row is then the same
+for every batch size and evaluation interval, so that arms of one seed are paired by sample index.
+
+``legacy`` has one generator per *iteration* of ``epochs_per_iter`` epochs, Philox seeded with
+seed + i, and draws in the published loaders' order: an iteration's last, incomplete batch is
+dropped, and so are rows of a puzzle that do not fit into a batch.
 """
 
 from __future__ import annotations
@@ -50,11 +52,11 @@ class TrainSampler(Iterator[Batch]):
                 f"{rows} rows, too few for a batch of {batch_size}: lower global_batch_size or "
                 f"raise eval_interval"
             )
-        # a chunk is what one generator serves: an epoch, or in `legacy` an iteration
-        self._chunks_per_iter = 1 if self._legacy else epochs_per_iter
+        self._left: list[Row] = []
         self._begin(0)
 
     def _begin(self, chunk: int) -> None:
+        # a chunk is what one generator serves: an epoch, or in `legacy` an iteration
         self._chunk = chunk
         self._position = 0
         count = len(self._groups)
@@ -92,35 +94,36 @@ class TrainSampler(Iterator[Batch]):
 
     def next_rows(self) -> list[Row]:
         """The rows of the next global batch."""
-        rows: list[Row] = []
+        rows, self._left = self._left[: self.batch_size], self._left[self.batch_size :]
         while len(rows) < self.batch_size:
             if self._position == len(self._order):
-                if (self._chunk + 1) % self._chunks_per_iter == 0:
+                if self._legacy:
                     rows = []  # end of an iteration: an incomplete batch is dropped
                 self._begin(self._chunk + 1)
             group = self._groups[self._order[self._position]]
             self._position += 1
-            augmentation, chosen = self._draw(
-                len(group.augmentations), len(group.rows), self.batch_size - len(rows)
-            )
-            rows.extend(Row(group, augmentation, group.rows[i]) for i in chosen)
+            free = self.batch_size - len(rows)
+            augmentation, chosen = self._draw(len(group.augmentations), len(group.rows), free)
+            drawn = [Row(group, augmentation, group.rows[i]) for i in chosen]
+            rows.extend(drawn[:free])
+            self._left = drawn[free:]
         return rows
 
     def _draw(self, augmentations: int, available: int, free: int) -> tuple[int, list[int]]:
-        """One augmentation, and min(available, free) different rows of it, in random order."""
-        take = min(available, free)
+        """One augmentation, and all its rows (`legacy`: at most `free`), in random order."""
         if self._legacy:
             augmentation = int(self._rng.integers(0, augmentations))
+            take = min(available, free)
             return augmentation, self._rng.choice(available, take, replace=False).tolist()
         if available == 1:
             return int(self._rng.random() * augmentations), [0]
         uniform = self._rng.random(1 + available)
-        return int(uniform[0] * augmentations), uniform[1:].argsort()[:take].tolist()
+        return int(uniform[0] * augmentations), uniform[1:].argsort().tolist()
 
     # Position
 
     def state(self) -> dict[str, Any]:
-        """The position as plain numbers: chunk, place in it, and the generator's state."""
+        """The position as plain numbers: chunk, place in it, rows left, the generator's state."""
         raw = self._rng.bit_generator.state
         return {
             "batch_size": self.batch_size,
@@ -128,6 +131,7 @@ class TrainSampler(Iterator[Batch]):
             "groups": len(self._groups),
             "chunk": self._chunk,
             "position": self._position,
+            "left": [[row.augmentation, row.pair] for row in self._left],
             "counter": [int(word) for word in raw["state"]["counter"]],
             "key": [int(word) for word in raw["state"]["key"]],
             "buffer": [int(word) for word in raw["buffer"]],
@@ -147,6 +151,8 @@ class TrainSampler(Iterator[Batch]):
                 )
         self._begin(int(state["chunk"]))
         self._position = int(state["position"])
+        last = self._groups[self._order[self._position - 1]]  # rows left over are of one puzzle
+        self._left = [Row(last, int(a), int(pair)) for a, pair in state["left"]]
         self._rng.bit_generator.state = {
             "bit_generator": "Philox",
             "state": {
