@@ -21,7 +21,7 @@ from trainable.encoder_options import check_encoder
 from trainable.encoder_options import ineffective_options as ineffective_options
 from trainable.errors import ConfigError, nearest
 
-SEMANTICS_VERSION = 1
+SEMANTICS_VERSION = 2
 """Raised by hand whenever a change alters the numbers that a configuration gives."""
 
 _OUTSIDE_IDENTITY = (
