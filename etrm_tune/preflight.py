@@ -59,13 +59,13 @@ class Files:
 
     def decoder_options(self, path: Path) -> Mapping[str, Any]:
         """Model options that a checkpoint decides."""
-        from trainable.checkpoint import decoder_options
+        from trainable.decoder import decoder_options
 
         return decoder_options(path)
 
     def decoder_reference(self, path: Path) -> str:
         """Content hash of a checkpoint file."""
-        from trainable.checkpoint import decoder_reference
+        from trainable.decoder import decoder_reference
 
         return decoder_reference(path)
 
@@ -124,7 +124,7 @@ def check_alignment(plan: Plan, files: Files, allow: Sequence[str]) -> list[tupl
 
 def check_decoder(plan: Plan, files: Files, allow: Sequence[str]) -> None:
     """Raise `CheckpointError` when a given decoder does not fit a trial."""
-    from trainable.checkpoint import decoder_problem
+    from trainable.decoder import decoder_problem
 
     for trial in plan.trials:
         path = trial.config.decoder

@@ -1,30 +1,25 @@
-"""Checkpoints: our own (enough to resume exactly), and those of the public implementations.
+"""Our own checkpoints, enough to resume exactly; and how every checkpoint file is read.
 
 A file is read with ``weights_only=True`` and nothing else: tensors, numbers, strings and containers
-of them. A stranger's file cannot run code.
-
-Official TRM format: a plain mapping name → tensor under ``[module.][_orig_mod.]model.inner.…``,
-with ``all_config.yaml`` beside it, since cycles and heads leave no trace in the tensors.
+of them. A stranger's file cannot run code. Files of the public implementations are the subject of
+`trainable.foreign`, decoders that of `trainable.decoder`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-import yaml
-from torch import Tensor
+import torch.distributed as dist
 
 from trainable.config import SEMANTICS_VERSION, ModelConfig, TrialConfig
 from trainable.errors import CheckpointError, UserError
@@ -34,6 +29,7 @@ SCHEMA_VERSION = 1
 _STEP = re.compile(r"step-(\d+)\.pt$")
 
 State = dict[str, Any]
+T = TypeVar("T")
 
 
 class StorageError(UserError):
@@ -72,6 +68,8 @@ def storage_error(path: Path, error: Exception) -> StorageError:
 def read(path: str | Path) -> State:
     """Read a checkpoint onto the CPU. Raises `CheckpointError` for anything but plain tensors."""
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: give a checkpoint file in it")
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: check the path")
     try:
@@ -95,8 +93,13 @@ def read(path: str | Path) -> State:
 
 
 def save(folder: Path, step: int, state: State, *, keep: int) -> Path:
-    """Write ``step-<n>.pt`` and drop all but the newest `keep` files."""
+    """Write ``step-<n>.pt``; drop all but the newest `keep` files, and what a killed writer left.
+
+    Raises `StorageError` for a full or read-only disk; the files that were there stay.
+    """
     path = folder / f"step-{step}.pt"
+    for torn in folder.glob("step-*.pt.*.tmp"):
+        torn.unlink(missing_ok=True)
     write_atomically(path, {"format": FORMAT, "schema_version": SCHEMA_VERSION, **state})
     for old in list_steps(folder)[:-keep]:
         old[1].unlink(missing_ok=True)
@@ -137,8 +140,17 @@ def stored_config(state: State) -> TrialConfig:
     return TrialConfig(**json.loads(state["config"]))
 
 
+def stored_model(state: State) -> ModelConfig:
+    """The model options in a checkpoint of ours, a whole one or weights alone."""
+    return ModelConfig(**json.loads(state["config"])["model"])
+
+
 def check_resume(state: State, config: TrialConfig, data_hash: str, path: Path) -> None:
     """Raise unless the checkpoint belongs to exactly this trial."""
+    if "optimizer" not in state:
+        raise CheckpointError(
+            f"{path} holds weights alone and cannot be resumed: give a checkpoint of this trial"
+        )
     if state.get("semantics_version") != SEMANTICS_VERSION:
         raise CheckpointError(
             f"{path} was trained with semantics version {state.get('semantics_version')}, this is "
@@ -150,187 +162,28 @@ def check_resume(state: State, config: TrialConfig, data_hash: str, path: Path) 
         )
 
 
-# --- decoders --------------------------------------------------------------------------------
+# --- several workers -------------------------------------------------------------------------
 
 
-def normalise(names: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensor names without leading ``module.``, ``_orig_mod.``, ``model.``."""
-    result = {}
-    for name, value in names.items():
-        for prefix in ("module.", "_orig_mod.", "module.", "model."):
-            name = name.removeprefix(prefix)
-        result[name] = value
-    return result
+def together(action: Callable[[], T]) -> T:
+    """Run `action` on every worker; a `UserError` on one is raised on all of them.
 
-
-@dataclass(frozen=True)
-class Decoder:
-    """A decoder's tensors (names start with ``inner.``), and what is known of its training.
-
-    `settings` are the model options found beside or inside the file; `exposure` is None for a
-    foreign file; `ours` tells the format.
+    Reading or writing files can fail on one worker alone; the others must not wait for it in the
+    next exchange. Outside torch.distributed it just runs.
     """
-
-    path: Path
-    tensors: dict[str, Tensor]
-    settings: dict[str, Any]
-    exposure: dict[str, list[str]] | None
-    ours: bool
-
-    @property
-    def hidden_size(self) -> int:
-        """Width, from the tensors."""
-        return int(self.tensors["inner.H_init"].shape[0])
-
-
-def read_decoder(path: str | Path) -> Decoder:
-    """Read a TRM (or ETRM) checkpoint of either format as a decoder, EMA weights first.
-
-    Raises:
-        CheckpointError: unreadable, or without the recursion's tensors.
-    """
-    path = Path(path)
-    state = read(path)
-    if state.get("format") == FORMAT:
-        state = read_own(path)
-        weights = {**state["model"], **(state["ema"] or {})}
-        settings = stored_config(state).model.model_dump()
-        exposure, ours = state["exposure"], True
-    else:
-        weights, settings, exposure, ours = state, _settings_beside(path), None, False
-    strangers = [name for name, value in weights.items() if not isinstance(value, Tensor)]
-    if strangers:
-        raise CheckpointError(f"{path}: {strangers[0]!r} is not a tensor; give a TRM checkpoint")
-    names = normalise(weights)
-    tensors = {
-        name: value
-        for name, value in names.items()
-        if name.startswith("inner.") and "puzzle_emb" not in name
-    }
-    if "inner.H_init" not in tensors or tensors["inner.H_init"].dim() != 1:
-        raise CheckpointError(f"{path} has no tensor 'inner.H_init': it is not a TRM checkpoint")
-    return Decoder(path, tensors, settings, exposure, ours)
-
-
-def _settings_beside(path: Path) -> dict[str, Any]:
-    """Model options from ``all_config.yaml`` beside an official file; empty where there is none."""
-    file = path.with_name("all_config.yaml")
-    if not file.is_file():
-        return {}
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return action()
+    problem: UserError | None = None
+    result: T | None = None
     try:
-        config = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} is not valid YAML: {str(error).splitlines()[0]}") from None
-    arch = config.get("arch", config) if isinstance(config, dict) else {}
-    if not isinstance(arch, dict):
-        raise CheckpointError(
-            f"{file} has no 'arch' section: give the file saved beside the weights"
-        )
-    return {key: value for key, value in arch.items() if key in ModelConfig.model_fields}
-
-
-def decoder_reference(path: str | Path) -> str:
-    """Content hash of a given decoder file (16 hex digits)."""
-    digest = hashlib.sha256()
-    try:
-        with Path(path).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}: check --decoder") from None
-    return digest.hexdigest()[:16]
-
-
-def decoder_options(path: str | Path) -> dict[str, Any]:
-    """Options that a model must share with a decoder: sizes from its tensors, cycles if known."""
-    decoder = read_decoder(path)
-    known = (
-        "num_heads",
-        "expansion",
-        "H_cycles",
-        "L_cycles",
-        "pos_encodings",
-        "mlp_t",
-        "canvas",
-        "rope_theta",
-    )
-    options = {key: decoder.settings[key] for key in known if key in decoder.settings}
-    layers = {name.split(".")[3] for name in decoder.tensors if name.startswith("inner.L_level")}
-    return {"hidden_size": decoder.hidden_size, "L_layers": len(layers), **options}
-
-
-def decoder_problem(
-    path: str | Path, model: ModelConfig, *, l_cycles: int | None = None
-) -> str | None:
-    """Why a decoder cannot be used in `model`, in one line, or None.
-
-    `l_cycles` states the decoder's cycles where no configuration lies beside the file.
-    """
-    try:
-        decoder = read_decoder(path)
-    except CheckpointError as error:
-        return str(error)
-    if decoder.hidden_size != model.hidden_size:
-        return (
-            f"decoder {path} is {decoder.hidden_size} wide, the model {model.hidden_size}: "
-            f"set hidden_size={decoder.hidden_size}"
-        )
-    recorded = decoder.settings.get("L_cycles", l_cycles)
-    if recorded is None:
-        return (
-            f"nothing beside {path} tells the decoder's L_cycles: put its all_config.yaml there, "
-            f"or pass --decoder-l-cycles"
-        )
-    if l_cycles is not None and "L_cycles" in decoder.settings and recorded != l_cycles:
-        return f"decoder {path} records L_cycles {recorded}, --decoder-l-cycles says {l_cycles}"
-    if recorded != model.L_cycles:
-        return (
-            f"decoder {path} was trained with L_cycles {recorded}, the model has {model.L_cycles}: "
-            f"set L_cycles={recorded}"
-        )
-    for option in ("H_cycles", "num_heads", "expansion", "pos_encodings", "mlp_t", "canvas"):
-        theirs = decoder.settings.get(option)
-        if theirs is not None and theirs != getattr(model, option):
-            return (
-                f"decoder {path} was trained with {option} {theirs}, the model has "
-                f"{getattr(model, option)}: set {option}={theirs}"
-            )
-    return None
-
-
-def load_decoder(module: torch.nn.Module, path: str | Path) -> Decoder:
-    """Load every tensor of the recursion into ``module.inner``; all of them or an error."""
-    decoder = read_decoder(path)
-    own = {
-        name: value
-        for name, value in module.state_dict().items()
-        if name.startswith("inner.") and "puzzle_emb" not in name
-    }
-    missing, extra = own.keys() - decoder.tensors.keys(), decoder.tensors.keys() - own.keys()
-    if missing or extra:
-        what = f"lacks {sorted(missing)[0]!r}" if missing else f"has {sorted(extra)[0]!r} besides"
-        raise CheckpointError(
-            f"decoder {path} {what} ({len(own) - len(missing)} of {len(own)} tensors match): "
-            f"it belongs to another architecture"
-        )
-    for name, value in own.items():
-        given = decoder.tensors[name]
-        if given.shape != value.shape:
-            raise CheckpointError(
-                f"decoder {path}: {name} is {tuple(given.shape)}, the model needs "
-                f"{tuple(value.shape)}: set the model's sizes to the decoder's"
-            )
-    module.load_state_dict(
-        {name: decoder.tensors[name].to(value.dtype) for name, value in own.items()}, strict=False
-    )
-    return decoder
-
-
-def decoder_difference(module: torch.nn.Module, decoder: Decoder) -> tuple[int, float]:
-    """Decoder tensors equal within 1e-5, and the largest absolute difference."""
-    state, equal, largest = module.state_dict(), 0, 0.0
-    for name, value in decoder.tensors.items():
-        difference = float((state[name].float() - value.float()).abs().max())
-        equal += difference <= 1e-5
-        largest = max(largest, difference)
-    return equal, largest
+        result = action()
+    except UserError as error:
+        problem = error
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, None if problem is None else str(problem))
+    if problem is not None:
+        raise problem
+    for rank, text in enumerate(problems):
+        if text is not None:
+            raise CheckpointError(f"worker {rank}: {text}")
+    return result  # type: ignore[return-value]

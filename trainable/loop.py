@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from trainable import checkpoint
+from trainable import checkpoint, decoder
 from trainable.config import SEMANTICS_VERSION, VARIATIONAL_ENCODERS, TrialConfig
 from trainable.data import ArcData
 from trainable.diagnostics import context_diagnostics
@@ -127,7 +127,7 @@ class Trial:
 
         sized = {"num_puzzle_identifiers": self.data.num_puzzle_identifiers}
         self.model = build_model(config.replace(**sized).model, seed=config.seed)
-        self.decoder: checkpoint.Decoder | None = None
+        self.decoder: decoder.Decoder | None = None
         if config.pretrained_decoder:
             self._load_decoder()
         self.model.to(self.device).train()
@@ -179,12 +179,12 @@ class Trial:
                 "pretrained_decoder is set but no checkpoint is given: pass --decoder PATH, or set "
                 "pretrained_decoder=False"
             )
-        problem = checkpoint.decoder_problem(
+        problem = decoder.decoder_problem(
             config.decoder, config.model, l_cycles=config.decoder_l_cycles
         )
         if problem:
             raise CheckpointError(problem)
-        self.decoder = checkpoint.load_decoder(self.model, config.decoder)
+        self.decoder = decoder.load_decoder(self.model, config.decoder)
         seen = set((self.decoder.exposure or {}).get("trained", []))
         if config.decoder_puzzles == "disjoint" and seen & set(self.data.train_ids):
             raise CheckpointError(

@@ -15,7 +15,7 @@ import yaml
 from torch import Tensor
 
 from tests.trainable.small_trials import puzzle_folder, tiny
-from trainable import checkpoint
+from trainable import checkpoint, decoder
 from trainable.config import ModelConfig, TrialConfig
 from trainable.errors import CheckpointError, ConfigError, UserError
 from trainable.loop import train
@@ -66,18 +66,18 @@ def test_published_files_load_with_all_tensors(
     path = published(tmp_path, config.model, prefix=prefix)
     model = build_model(config.model, seed=0)
     before = {n: p.clone() for n, p in model.named_parameters() if n.startswith("encoder.")}
-    assert checkpoint.decoder_problem(path, config.model) is None
-    decoder = checkpoint.load_decoder(model, path)
-    assert not decoder.ours and decoder.exposure is None and len(decoder.tensors) == TENSORS
-    assert checkpoint.decoder_difference(model, decoder) == (TENSORS, 0.0)
+    assert decoder.decoder_problem(path, config.model) is None
+    loaded = decoder.load_decoder(model, path)
+    assert not loaded.ours and loaded.exposure is None and len(loaded.tensors) == TENSORS
+    assert decoder.decoder_difference(model, loaded) == (TENSORS, 0.0)
     assert model.inner.H_init.dtype == torch.float32
     for name, value in before.items():
         assert torch.equal(model.get_parameter(name), value), "the encoder is untouched"
-    options = checkpoint.decoder_options(path)
+    options = decoder.decoder_options(path)
     assert options["hidden_size"] == 32 and options["L_layers"] == 1 and options["L_cycles"] == 2
     with torch.no_grad():
         model.inner.lm_head.weight[0, 0] += 1
-    assert checkpoint.decoder_difference(model, decoder) == (TENSORS - 1, pytest.approx(1.0))
+    assert decoder.decoder_difference(model, loaded) == (TENSORS - 1, pytest.approx(1.0))
 
 
 def change(path: Path, edit: Any) -> None:
@@ -109,7 +109,7 @@ def test_a_decoder_that_does_not_fit_is_an_error(
     model = build_model(config.model, seed=0)
     before = {n: v.clone() for n, v in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=text) as caught:
-        checkpoint.load_decoder(model, path)
+        decoder.load_decoder(model, path)
     one_line(caught.value)
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items()), "nothing loaded"
 
@@ -119,7 +119,7 @@ def test_what_a_decoder_records_must_match(tmp_path: Path, config: TrialConfig) 
 
     def problem(l_cycles: int | None = None, **options: Any) -> str:
         changed = ModelConfig(**(model.model_dump() | options))
-        return one_line(checkpoint.decoder_problem(path, changed, l_cycles=l_cycles))
+        return one_line(decoder.decoder_problem(path, changed, l_cycles=l_cycles))
 
     assert "set hidden_size=32" in problem(hidden_size=64)
     assert "set L_cycles=2" in problem(L_cycles=6)
@@ -128,7 +128,7 @@ def test_what_a_decoder_records_must_match(tmp_path: Path, config: TrialConfig) 
     assert "--decoder-l-cycles says 4" in problem(l_cycles=4)
     (tmp_path / "all_config.yaml").unlink()
     assert "--decoder-l-cycles" in problem()
-    assert checkpoint.decoder_problem(path, model, l_cycles=2) is None
+    assert decoder.decoder_problem(path, model, l_cycles=2) is None
     assert "set L_cycles=6" in problem(l_cycles=6)
     (tmp_path / "all_config.yaml").write_text("arch: [1, 2")
     assert "not valid YAML" in problem()
@@ -156,10 +156,10 @@ def test_pickled_code_does_not_run(tmp_path: Path, config: TrialConfig, zipped: 
         torch.save(state, path)
     else:
         path.write_bytes(pickle.dumps(state))
-    for read in (checkpoint.read, checkpoint.read_decoder, checkpoint.read_own):
+    for read in (checkpoint.read, decoder.read_decoder, checkpoint.read_own):
         with pytest.raises(CheckpointError, match=r"pickled code.*only files of plain tensors"):
             read(path)
-    one_line(checkpoint.decoder_problem(path, config.model, l_cycles=2))
+    one_line(decoder.decoder_problem(path, config.model, l_cycles=2))
     assert not trap.exists()
     if zipped:
         torch.load(path, weights_only=False)
@@ -174,17 +174,17 @@ def test_damaged_files_are_one_clear_line(tmp_path: Path, config: TrialConfig) -
     damaged += [pickle.dumps(3), b"\x00" * 5000]
     for content in damaged:
         path.write_bytes(content)
-        problem = checkpoint.decoder_problem(path, config.model, l_cycles=2)
+        problem = decoder.decoder_problem(path, config.model, l_cycles=2)
         assert "broken" in one_line(problem)
     for content in (torch.ones(3), [torch.ones(3)], {"a": [1]}, {}):
         torch.save(content, path)
-        one_line(checkpoint.decoder_problem(path, config.model, l_cycles=2))
+        one_line(decoder.decoder_problem(path, config.model, l_cycles=2))
     assert "check the path" in one_line(
-        checkpoint.decoder_problem(tmp_path / "none", config.model, l_cycles=2)
+        decoder.decoder_problem(tmp_path / "none", config.model, l_cycles=2)
     )
-    one_line(checkpoint.decoder_problem(tmp_path, config.model, l_cycles=2))
+    one_line(decoder.decoder_problem(tmp_path, config.model, l_cycles=2))
     with pytest.raises(CheckpointError, match="check --decoder"):
-        checkpoint.decoder_reference(tmp_path / "none")
+        decoder.decoder_reference(tmp_path / "none")
 
 
 def test_our_trm_checkpoint_as_a_decoder_gives_its_averaged_weights(
@@ -196,11 +196,11 @@ def test_our_trm_checkpoint_as_a_decoder_gives_its_averaged_weights(
     path = tmp_path / "trm" / result.final_checkpoint
     state = checkpoint.read_own(path)
     etrm = tiny(folder, steps=1, pretrained_decoder=True, decoder=str(path), max_eval_groups=0)
-    assert checkpoint.decoder_problem(path, etrm.model) is None
+    assert decoder.decoder_problem(path, etrm.model) is None
     model = build_model(etrm.model, seed=3)
-    decoder = checkpoint.load_decoder(model, path)
-    assert decoder.ours and decoder.exposure is not None
-    assert decoder.exposure["trained"] == ["tr000", "tr001", "tr002"]
+    loaded = decoder.load_decoder(model, path)
+    assert loaded.ours and loaded.exposure is not None
+    assert loaded.exposure["trained"] == ["tr000", "tr001", "tr002"]
     for name, value in state["ema"].items():
         assert torch.equal(model.state_dict()[name], value), name
     raw = state["model"]["inner.lm_head.weight"]
@@ -227,7 +227,7 @@ def test_a_frozen_decoder_stays_as_published(tmp_path: Path, config: TrialConfig
     result = train(config.replace(**options), out_dir=tmp_path / "t", progress=False)
     assert result.final_checkpoint is not None
     after = checkpoint.read_own(tmp_path / "t" / result.final_checkpoint)["model"]
-    for name, value in checkpoint.read_decoder(path).tensors.items():
+    for name, value in decoder.read_decoder(path).tensors.items():
         assert torch.equal(after[name], value.float()), name
     started = build_model(config.replace(num_puzzle_identifiers=1).model, seed=config.seed)
     moved = [not torch.equal(after[n], p) for n, p in started.named_parameters() if "encoder" in n]

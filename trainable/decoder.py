@@ -1,0 +1,192 @@
+"""Pretrained decoders: the recursion of a TRM, taken into an ETRM. All tensors or an error.
+
+A decoder is read from a checkpoint of ours or from a published one (`trainable.foreign`), the
+averaged weights first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainable.config import ModelConfig
+from trainable.errors import CheckpointError
+from trainable.foreign.files import open_weights
+from trainable.foreign.names import part_of
+
+TOLERANCE = 1e-5
+"""Largest absolute difference between two equal decoder tensors."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A decoder's tensors (names start with ``inner.``), and what is known of its training.
+
+    `settings` are the model options found beside or inside the file; `exposure` is None for a
+    foreign file; `ours` tells the format.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    settings: dict[str, Any]
+    exposure: dict[str, list[str]] | None
+    ours: bool
+
+    @property
+    def hidden_size(self) -> int:
+        """Width, from the tensors."""
+        return int(self.tensors["inner.H_init"].shape[0])
+
+
+def read_decoder(path: str | Path) -> Decoder:
+    """Read a TRM (or ETRM) checkpoint of either format as a decoder, EMA weights first.
+
+    Raises:
+        CheckpointError: unreadable, or without the recursion's tensors.
+    """
+    file = open_weights(path)
+    tensors = {name: value for name, value in file.tensors.items() if part_of(name) == "decoder"}
+    return Decoder(file.path, tensors, file.options or {}, file.exposure, file.kind == "etrm-tune")
+
+
+def decoder_reference(path: str | Path) -> str:
+    """Content hash of a given decoder file (16 hex digits)."""
+    digest = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}: check --decoder") from None
+    return digest.hexdigest()[:16]
+
+
+def decoder_options(path: str | Path) -> dict[str, Any]:
+    """Options that a model must share with a decoder: sizes from its tensors, cycles if known."""
+    decoder = read_decoder(path)
+    known = (
+        "num_heads",
+        "expansion",
+        "H_cycles",
+        "L_cycles",
+        "pos_encodings",
+        "mlp_t",
+        "canvas",
+        "rope_theta",
+    )
+    options = {key: decoder.settings[key] for key in known if key in decoder.settings}
+    layers = {name.split(".")[3] for name in decoder.tensors if name.startswith("inner.L_level")}
+    return {"hidden_size": decoder.hidden_size, "L_layers": len(layers), **options}
+
+
+def decoder_problem(
+    path: str | Path, model: ModelConfig, *, l_cycles: int | None = None
+) -> str | None:
+    """Why a decoder cannot be used in `model`, in one line, or None.
+
+    `l_cycles` states the decoder's cycles where no configuration lies beside the file.
+    """
+    try:
+        decoder = read_decoder(path)
+    except CheckpointError as error:
+        return str(error)
+    if decoder.hidden_size != model.hidden_size:
+        return (
+            f"decoder {path} is {decoder.hidden_size} wide, the model {model.hidden_size}: "
+            f"set hidden_size={decoder.hidden_size}"
+        )
+    recorded = decoder.settings.get("L_cycles", l_cycles)
+    if recorded is None:
+        return (
+            f"nothing beside {path} tells the decoder's L_cycles: put its all_config.yaml there, "
+            f"or pass --decoder-l-cycles"
+        )
+    if l_cycles is not None and "L_cycles" in decoder.settings and recorded != l_cycles:
+        return f"decoder {path} records L_cycles {recorded}, --decoder-l-cycles says {l_cycles}"
+    if recorded != model.L_cycles:
+        return (
+            f"decoder {path} was trained with L_cycles {recorded}, the model has {model.L_cycles}: "
+            f"set L_cycles={recorded}"
+        )
+    for option in ("H_cycles", "num_heads", "expansion", "pos_encodings", "mlp_t", "canvas"):
+        theirs = decoder.settings.get(option)
+        if theirs is not None and theirs != getattr(model, option):
+            return (
+                f"decoder {path} was trained with {option} {theirs}, the model has "
+                f"{getattr(model, option)}: set {option}={theirs}"
+            )
+    return None
+
+
+def load_decoder(module: torch.nn.Module, path: str | Path) -> Decoder:
+    """Load every tensor of the recursion into ``module.inner``; all of them or an error."""
+    decoder = read_decoder(path)
+    own = {
+        name: value
+        for name, value in module.state_dict().items()
+        if name.startswith("inner.") and "puzzle_emb" not in name
+    }
+    missing, extra = own.keys() - decoder.tensors.keys(), decoder.tensors.keys() - own.keys()
+    if missing or extra:
+        what = f"lacks {sorted(missing)[0]!r}" if missing else f"has {sorted(extra)[0]!r} besides"
+        raise CheckpointError(
+            f"decoder {path} {what} ({len(own) - len(missing)} of {len(own)} tensors match): "
+            f"it belongs to another architecture"
+        )
+    for name, value in own.items():
+        given = decoder.tensors[name]
+        if given.shape != value.shape:
+            raise CheckpointError(
+                f"decoder {path}: {name} is {tuple(given.shape)}, the model needs "
+                f"{tuple(value.shape)}: set the model's sizes to the decoder's"
+            )
+    module.load_state_dict(
+        {name: decoder.tensors[name].to(value.dtype) for name, value in own.items()}, strict=False
+    )
+    return decoder
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One decoder tensor against its source: largest and mean absolute difference (NaN where a
+    value is not a number), None where the shapes differ."""
+
+    name: str
+    largest: float | None
+    mean: float | None
+
+    @property
+    def equal(self) -> bool:
+        """Within `TOLERANCE`."""
+        return self.largest is not None and self.largest <= TOLERANCE
+
+
+def compare(tensors: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> list[Difference]:
+    """Differences of every tensor that both have, in the source's order.
+
+    A source in higher precision is first rounded to the type it was taken over in: initial states
+    are stored in the forward type.
+    """
+    result = []
+    for name, theirs in source.items():
+        if name not in tensors:
+            continue
+        mine = tensors[name]
+        if mine.shape != theirs.shape:
+            result.append(Difference(name, None, None))
+            continue
+        distance = (mine.double() - theirs.to(mine.device, mine.dtype).double()).abs()
+        result.append(Difference(name, float(distance.max()), float(distance.mean())))
+    return result
+
+
+def decoder_difference(module: torch.nn.Module, decoder: Decoder) -> tuple[int, float]:
+    """Decoder tensors equal within 1e-5, and the largest absolute difference."""
+    found = compare(module.state_dict(), decoder.tensors)
+    return sum(d.equal for d in found), max((d.largest or 0.0 for d in found), default=0.0)
