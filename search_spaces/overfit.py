@@ -16,78 +16,31 @@ from __future__ import annotations
 
 from typing import Any
 
+from search_spaces.common import STANDARD, arm, deep_encoder, make_phases
 from search_spaces.experiment import Experiment, Phase, Revision, Series
 
-MEMORY = "reduced from 768 due to encoder memory overhead"
-DEEP_ENCODER = "reduced from 256: the deeper encoder needs the memory"
-KL_WEIGHT = 1e-4
-"""Weight of the KL term per sample: the default of the ETRM repository's loss head."""
-
 COMMON: dict[str, Any] = {
-    "kind": "etrm",
+    **STANDARD,
     "encode_mode": "reencode",
     "pretrained_decoder": True,
     "epochs": 20_000,
     "eval_interval": 1_000,  # epochs; the document says "steps" with the same number
-    "global_batch_size": 256,
-    "batch_size_reason": MEMORY,
-    "lr": 1e-4,
     "grad_clip_norm": 1.0,
-    "halt_max_steps": 16,
-    "encoder_type": "standard",
-    "encoder_num_layers": 2,
-    "encoder_norm_style": "post",
-    "encoder_set_layers": 1,
-    "encoder_pooling_method": "mean",
-    "max_train_groups": 32,
-    "max_eval_groups": 32,
-    # Held-out puzzles are those of the evaluation set: an encoder never trains on them.
-    "train_subsets": ("training", "concept"),
-    "eval_subset": "evaluation",
 }
 
 CONTROL = "overfit/E1a"
-ENCODER = frozenset(
-    {"encoder_type", "encoder_num_layers", "encoder_norm_style", "encoder_set_layers"}
-)
-
-
-def _arm(identifier: str, title: str, why: str, subject: set[str], **overrides: Any) -> Experiment:
-    return Experiment(
-        name=f"overfit/{identifier}",
-        title=title,
-        why=why,
-        subject=frozenset(subject),
-        overrides=overrides,
-        phase=PHASE_OF.get(identifier, "sensitivity"),
-        control=CONTROLS.get(identifier, CONTROL),
-        repeats=CONTROL if identifier in ("E3c", "E5a_baseline", "E5b_baseline") else None,
-    )
-
-
-def _deep_encoder(identifier: str, title: str, why: str, *, layers: int, set_layers: int,
-                  encoder_type: str) -> Experiment:  # fmt: skip
-    variational = {"kl_weight": KL_WEIGHT} if encoder_type.endswith("variational") else {}
-    return _arm(
-        identifier,
-        title,
-        why,
-        {*ENCODER, *variational},
-        encoder_type=encoder_type,
-        encoder_num_layers=layers,
-        encoder_norm_style="pre",
-        encoder_set_layers=set_layers,
-        global_batch_size=128,
-        batch_size_reason=DEEP_ENCODER,
-        **variational,
-    )
-
+CONTROLS: dict[str, str | None] = {"E1a": None, "E4b": "overfit/E4a"}
+"""Comparison partners other than E1a."""
+REPEATS = ("E3c", "E5a_baseline", "E5b_baseline")
 
 PHASES = {
     "phase1": ("E1a", "E2a", "E2b", "E2c"),
     "phase2": ("E1b", "E1c", "E3a", "E3b", "E1e"),
     "phase3": ("E4a", "E2d", "E5a_low", "E5a_high"),
-    "sensitivity": ("E1d", "E3c", "E4b", "E5a_baseline", "E5b_small", "E5b_baseline", "E5b_large"),
+    "sensitivity": (
+        "E1d", "E3c", "E4b", "E5a_baseline", "E5b_small", "E5b_baseline", "E5b_large",
+        "E2e_prefix1",
+    ),
 }
 PHASE_OF = {identifier: phase for phase, arms in PHASES.items() for identifier in arms}
 
@@ -96,74 +49,75 @@ PHASE_TEXT = {
     "phase2": "Understand halting: exploration and the maximal number of ACT steps.",
     "phase3": "Check robustness: no pretrained decoder, a deeper standard encoder, other rates.",
     "sensitivity": "Arms that the document lists in no phase: exploration 0.7, exact repeats of "
-    "the control, from scratch with more layers, batch sizes.",
+    "the control, from scratch with more layers, batch sizes, a context of one position.",
 }
 
-CONTROLS: dict[str, str | None] = {"E1a": None, "E4b": "overfit/E4a"}
-"""Comparison partners other than E1a."""
+
+def _arm(identifier: str, title: str, why: str, **settings: Any) -> Experiment:
+    return arm(
+        f"overfit/{identifier}",
+        title,
+        why,
+        phase=PHASE_OF[identifier],
+        control=CONTROLS.get(identifier, CONTROL),
+        repeats=CONTROL if identifier in REPEATS else None,
+        **settings,
+    )
 
 
 def experiments(revision: Revision) -> tuple[Experiment, ...]:
     """All arms of the series in the document's order. E1e exists in revision 2026-01-21 only."""
-    exploration, steps, scratch = "halt_exploration_prob", "halt_max_steps", "pretrained_decoder"
     arms = [
-        _arm("E1a", "Standard encoder (control)", "Validate the baseline.", {exploration}),
+        _arm("E1a", "Standard encoder (control)", "Validate the baseline.",
+             subject={"halt_exploration_prob"}),
         _arm("E1b", "Exploration 0.3", "Does the Q-head learn better with this exploration?",
-             {exploration}, halt_exploration_prob=0.3),
+             halt_exploration_prob=0.3),
         _arm("E1c", "No exploration", "Pure Q-head learning; may be harder at first.",
-             {exploration}, halt_exploration_prob=0.0),
+             halt_exploration_prob=0.0),
         _arm("E1d", "Exploration 0.7", "A more diverse training signal.",
-             {exploration}, halt_exploration_prob=0.7),
+             halt_exploration_prob=0.7),
     ]  # fmt: skip
     if revision == "2026-01-21":
         arms.append(
             _arm("E1e", "Exploration 0.5 (the control as first written)",
                  "Keeps the first reading's control measured beside the new one.",
-                 {exploration}, halt_exploration_prob=0.5)
+                 halt_exploration_prob=0.5)
         )  # fmt: skip
     arms += [
-        _deep_encoder("E2a", "Hybrid variational encoder",
-                      "Is VAE regularization compatible? Was 50.6 % with cached encoding.",
-                      encoder_type="hybrid_variational", layers=4, set_layers=2),
-        _deep_encoder("E2b", "LPN variational encoder",
-                      "Does a deep LPN encoder learn? Was 51.5 % with cached encoding.",
-                      encoder_type="lpn_variational", layers=6, set_layers=3),
-        _deep_encoder("E2c", "Hybrid standard encoder",
-                      "Depth without a VAE: matches or beats E2a if the VAE is not needed.",
-                      encoder_type="hybrid_standard", layers=4, set_layers=2),
+        _arm("E2a", "Hybrid variational encoder",
+             "Is VAE regularization compatible? Was 50.6 % with cached encoding.",
+             **deep_encoder("hybrid_variational", layers=4, set_layers=2)),
+        _arm("E2b", "LPN variational encoder",
+             "Does a deep LPN encoder learn? Was 51.5 % with cached encoding.",
+             **deep_encoder("lpn_variational", layers=6, set_layers=3)),
+        _arm("E2c", "Hybrid standard encoder",
+             "Depth without a VAE: matches or beats E2a if the VAE is not needed.",
+             **deep_encoder("hybrid_standard", layers=4, set_layers=2)),
         _arm("E2d", "Standard encoder, 4 layers", "Does simple scaling help?",
-             {"encoder_num_layers"}, encoder_num_layers=4),
-        _arm("E3a", "At most 8 ACT steps", "Fewer steps force efficiency.",
-             {steps}, halt_max_steps=8),
-        _arm("E3b", "At most 32 ACT steps", "More steps allow complexity.",
-             {steps}, halt_max_steps=32),
+             encoder_num_layers=4),
+        _arm("E3a", "At most 8 ACT steps", "Fewer steps force efficiency.", halt_max_steps=8),
+        _arm("E3b", "At most 32 ACT steps", "More steps allow complexity.", halt_max_steps=32),
         _arm("E3c", "At most 16 ACT steps (repeats E1a)", "The partner of E3a and E3b.",
-             {steps}, halt_max_steps=16),
+             halt_max_steps=16),
         _arm("E4a", "From scratch", "Is the pretrained decoder doing all the work?",
-             {scratch}, pretrained_decoder=False),
+             pretrained_decoder=False),
         _arm("E4b", "From scratch, 4 layers", "Does capacity help when learning from scratch?",
-             {scratch, "encoder_num_layers"}, pretrained_decoder=False, encoder_num_layers=4),
-        _arm("E5a_low", "Rate 5e-5", "Half of the rate.", {"lr"}, lr=5e-5),
-        _arm("E5a_baseline", "Rate 1e-4 (repeats E1a)", "The partner of the rates.",
-             {"lr"}, lr=1e-4),
-        _arm("E5a_high", "Rate 2e-4", "Twice the rate.", {"lr"}, lr=2e-4),
-        _arm("E5b_small", "Batch 128", "Smaller, more frequent updates.",
-             {"global_batch_size"}, global_batch_size=128),
+             pretrained_decoder=False, encoder_num_layers=4),
+        _arm("E5a_low", "Rate 5e-5", "Half of the rate.", lr=5e-5),
+        _arm("E5a_baseline", "Rate 1e-4 (repeats E1a)", "The partner of the rates.", lr=1e-4),
+        _arm("E5a_high", "Rate 2e-4", "Twice the rate.", lr=2e-4),
+        _arm("E5b_small", "Batch 128", "Smaller, more frequent updates.", global_batch_size=128),
         _arm("E5b_baseline", "Batch 256 (repeats E1a)", "The partner of the batch sizes.",
-             {"global_batch_size"}, global_batch_size=256),
+             global_batch_size=256),
         _arm("E5b_large", "Batch 512", "Larger batches, more stable gradients.",
-             {"global_batch_size"}, global_batch_size=512),
+             global_batch_size=512),
     ]  # fmt: skip
     return tuple(arms)
 
 
 def phases(revision: Revision) -> tuple[Phase, ...]:
     """phase1 … phase3 of the document, and `sensitivity` with the arms that are in none of them."""
-    arms = {arm.id: arm for arm in experiments(revision)}
-    return tuple(
-        Phase(name, PHASE_TEXT[name], tuple(arms[i] for i in members if i in arms))
-        for name, members in PHASES.items()
-    )
+    return make_phases(PHASES, PHASE_TEXT, experiments(revision))
 
 
 SERIES = Series(
