@@ -54,6 +54,29 @@ class Stack(nn.Module):
         return h
 
 
+def recur(
+    stack: Stack,
+    z_H: Tensor,
+    z_L: Tensor,
+    x: Tensor,
+    layout: TokenLayout,
+    rope: Rope | None,
+    *,
+    H_cycles: int,
+    L_cycles: int,
+) -> tuple[Tensor, Tensor]:
+    """`H_cycles` cycles of `stack` on packed states (N, D), the last one with gradient."""
+    with torch.no_grad():
+        for _ in range(H_cycles - 1):
+            for _ in range(L_cycles):
+                z_L = stack(z_L, z_H + x, layout, rope)
+            z_H = stack(z_H, z_L, layout, rope)
+    for _ in range(L_cycles):
+        z_L = stack(z_L, z_H + x, layout, rope)
+    z_H = stack(z_H, z_L, layout, rope)
+    return z_H, z_L
+
+
 class PuzzleEmbedding(nn.Module):
     """A table (identifiers, ndim) that its own sparse optimizer trains.
 
@@ -157,16 +180,8 @@ class Inner(nn.Module):
         self, z_H: Tensor, z_L: Tensor, x: Tensor, layout: TokenLayout, rope: Rope | None
     ) -> tuple[Tensor, Tensor]:
         """One ACT step on packed states (N, D)."""
-        stack = self.L_level
-        with torch.no_grad():
-            for _ in range(self.config.H_cycles - 1):
-                for _ in range(self.config.L_cycles):
-                    z_L = stack(z_L, z_H + x, layout, rope)
-                z_H = stack(z_H, z_L, layout, rope)
-        for _ in range(self.config.L_cycles):
-            z_L = stack(z_L, z_H + x, layout, rope)
-        z_H = stack(z_H, z_L, layout, rope)
-        return z_H, z_L
+        H_cycles, L_cycles = self.config.H_cycles, self.config.L_cycles
+        return recur(self.L_level, z_H, z_L, x, layout, rope, H_cycles=H_cycles, L_cycles=L_cycles)
 
     def q_logits(self, z_H: Tensor, layout: TokenLayout) -> Tensor:
         """(B, 2) float32 from prefix position 0: [halt, continue]."""

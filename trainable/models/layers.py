@@ -57,10 +57,12 @@ class Linear(nn.Module):
 
 
 class ZeroLinear(Linear):
-    """A `Linear` whose weights start at zero and whose bias starts at `bias_start`."""
+    """A `Linear` whose weights start at zero and whose bias, if any, starts at `bias_start`."""
 
-    def __init__(self, in_features: int, out_features: int, *, bias_start: float = 0.0) -> None:
-        super().__init__(in_features, out_features, bias=True)
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool = True, bias_start: float = 0.0
+    ) -> None:
+        super().__init__(in_features, out_features, bias=bias)
         self.bias_start = bias_start
 
     def init_(self, name: str, generator: torch.Generator) -> None:

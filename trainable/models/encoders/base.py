@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from trainable.config import ModelConfig
 from trainable.random import RowGenerator
 
-
 State = tuple[Tensor, ...]
 """What a recurrent encoder carries from one ACT step to the next: tensors (B, T, D)."""
 
@@ -62,6 +61,17 @@ class DemoSets:
     def to_rows(self, value: Tensor) -> Tensor:
         """Spread values of sets (U, …) over rows (B, …)."""
         return value if self.of_row is None else value[self.of_row]
+
+    def mean(self, vectors: Tensor) -> Tensor:
+        """Mean (U, D) of vectors of slots (U, K, D) over the demonstrations that exist, else 0."""
+        return masked_mean(vectors, self.mask)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the slots of (B, K, …) that `mask` (B, K) marks; (B, …), 0 where it marks none."""
+    mask = mask[..., None]
+    share = mask.to(values.dtype) / mask.sum(1, keepdim=True).clamp_min(1).to(values.dtype)
+    return (values * share).sum(1)
 
 
 def distinct_sets(inputs: Tensor, labels: Tensor, mask: Tensor, keys: Tensor | None) -> DemoSets:
@@ -134,17 +144,3 @@ class DemonstrationEncoder(nn.Module):
     def advance(self, sets: DemoSets, state: State) -> EncoderOutput:
         """Encode distinct sets and move each row's state one step on (recurrent encoders)."""
         raise TypeError(f"{type(self).__name__} must define advance()")
-
-
-def kl_to_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mu, exp logvar) ‖ N(0, I)) summed over the last axis, float32."""
-    mu, logvar = mu.float(), logvar.float()
-    return -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(-1)
-
-
-def sample(mu: Tensor, logvar: Tensor, noise: RowGenerator, *, training: bool) -> Tensor:
-    """mu + exp(logvar / 2) · ε in training, mu in evaluation; the first axis is rows."""
-    if not training:
-        return mu
-    epsilon = noise.randn(*mu.shape).to(mu.device, mu.dtype)
-    return mu + torch.exp(0.5 * logvar) * epsilon

@@ -1,16 +1,13 @@
 """Grid encoders: one demonstration pair in, one vector out.
 
-A pair is the input grid's cells followed by the output grid's. By default only cells that hold
-something (colours and EOS) of demonstrations that exist become tokens, packed by length; in
-`parity` every slot and every PAD cell is encoded, as the references do.
-
-Shape legend: U sets, K slots, S cells, M pairs, N packed tokens, D width, H heads.
+Shape legend: U sets, K slots, S cells, M pairs, N packed tokens, V vocabulary, D width, C head
+width.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,204 +15,95 @@ from torch import Tensor, nn
 
 from trainable.config import ModelConfig
 from trainable.models.encoders.base import DemoSets
+from trainable.models.encoders.blocks import CLSBlock, GridBlock, Rope
+from trainable.models.encoders.packing import PackedPairs, pack_pairs
 from trainable.models.inner import DTYPES
 from trainable.models.layers import (
-    Attention,
     Embedding,
     Linear,
-    SwiGLU,
-    attend,
     masked_attention,
     rms_norm,
     rope_table,
     truncated_normal_,
 )
-from trainable.models.layout import TokenLayout, full_layout, ragged_layout
-
-Rope = tuple[Tensor, Tensor]
-CLS = -1
-"""Marks the class token in a pair's token list."""
-
-
-@dataclass(frozen=True, eq=False)
-class PackedPairs:
-    """Tokens of M pairs.
-
-    `token` (N) index into the joint table [input tokens; output tokens], `CLS` for the class token;
-    `filled` (N) bool: a cell that is not PAD, so that it counts in pooling; `slot` (M) index of
-    each pair into (U · K).
-    """
-
-    layout: TokenLayout
-    token: Tensor
-    filled: Tensor
-    position: Tensor
-    slot: Tensor
-
-
-def pack_pairs(sets: DemoSets, *, vocab: int, cls: bool, every_slot: bool) -> PackedPairs:
-    """Choose and pack the tokens of all pairs. `every_slot`: all slots and all cells (parity)."""
-    slots = sets.mask.numel()
-    cells = sets.inputs.shape[-1]
-    pair = torch.cat([sets.inputs.reshape(slots, cells), sets.labels.reshape(slots, cells)], dim=1)
-    pair, head = pair.long(), int(cls)
-    shift = torch.zeros(2 * cells, dtype=torch.int64, device=pair.device)
-    shift[cells:] = vocab
-    device = pair.device
-    if every_slot:
-        layout = full_layout(slots, head + 2 * cells, device)
-        token = pair + shift
-        filled = pair != 0
-        if cls:
-            token = F.pad(token, (1, 0), value=CLS)
-            filled = F.pad(filled, (1, 0), value=False)
-        slot = torch.arange(slots, device=device)
-        position = layout.position - head
-        position = torch.where(position < 0, 2 * cells, position)
-        return PackedPairs(layout, token.flatten(), filled.flatten(), position, slot)
-    slot = sets.mask.flatten().nonzero()[:, 0]
-    pair = pair[slot]
-    present = pair != 0
-    if cls:
-        present = F.pad(present, (1, 0), value=True)
-    lengths = present.sum(1)
-    column = present.nonzero()[:, 1]
-    layout = ragged_layout(
-        lengths.cpu().numpy(), column.cpu().numpy(), width=head + 2 * cells, device=device
-    )
-    exists = layout.dense >= 0
-    row = layout.dense.clamp_min(0) // layout.width
-    column = layout.position - head
-    is_cell = exists & (column >= 0)
-    at = column.clamp_min(0)
-    cell_token = pair[row, at] + shift[at]
-    if cls:
-        cell_token = torch.where(exists & (column < 0), CLS, cell_token)
-    token = torch.where(exists, cell_token, 0)
-    position = torch.where(is_cell, column, 2 * cells)
-    return PackedPairs(layout, token, is_cell, position, slot)
-
-
-class _Branch(nn.Module):
-    """Residual block with pre- or post-norm and optional layer scale, over packed tokens."""
-
-    def __init__(self, config: ModelConfig, *, norm_style: str) -> None:
-        super().__init__()
-        self.norm_style = norm_style
-        self.eps = config.rms_norm_eps
-        self.heads = config.num_heads
-        self.qk_norm_eps = self.eps if config.encoder_qk_norm and not config.parity else None
-        self.mlp = SwiGLU(config.hidden_size, config.expansion)
-        self.gamma_1: nn.Parameter | None = None
-        self.gamma_2: nn.Parameter | None = None
-        if config.encoder_layer_scale_init > 0:
-            scale = torch.full((config.hidden_size,), config.encoder_layer_scale_init)
-            self.gamma_1 = nn.Parameter(scale.clone())
-            self.gamma_2 = nn.Parameter(scale.clone())
-
-    def mix(self, h: Tensor, layout: TokenLayout, rope: Rope) -> Tensor:
-        raise TypeError(f"{type(self).__name__} must define mix()")
-
-    def forward(self, h: Tensor, layout: TokenLayout, rope: Rope) -> Tensor:
-        """(N, D) → (N, D)."""
-        pre = self.norm_style == "pre"
-        branch = self.mix(rms_norm(h, self.eps) if pre else h, layout, rope)
-        h = residual(h, branch, self.gamma_1, pre=pre, eps=self.eps)
-        branch = self.mlp(rms_norm(h, self.eps) if pre else h)
-        return residual(h, branch, self.gamma_2, pre=pre, eps=self.eps)
-
-
-def residual(
-    h: Tensor, branch: Tensor, gamma: nn.Parameter | None, *, pre: bool, eps: float
-) -> Tensor:
-    """h + γ · branch, normalised afterwards unless `pre`."""
-    if gamma is not None:
-        branch = branch * gamma.to(branch.dtype)
-    return h + branch if pre else rms_norm(h + branch, eps)
-
-
-class GridBlock(_Branch):
-    """Block of the pooled grid encoder: attention under `self_attn`."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config, norm_style=config.encoder_norm_style)
-        self.self_attn = Attention(config.hidden_size, config.num_heads)
-
-    def mix(self, h: Tensor, layout: TokenLayout, rope: Rope) -> Tensor:
-        """Self-attention."""
-        return self.self_attn(h, layout, rope, self.qk_norm_eps)  # type: ignore[no-any-return]
-
-
-class CLSBlock(_Branch):
-    """Block of the class-token grid encoder: always pre-norm, projections at the top level."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config, norm_style="pre")
-        self.qkv_proj = Linear(config.hidden_size, 3 * config.hidden_size)
-        self.o_proj = Linear(config.hidden_size, config.hidden_size)
-
-    def mix(self, h: Tensor, layout: TokenLayout, rope: Rope) -> Tensor:
-        """Self-attention."""
-        return attend(
-            h,
-            self.qkv_proj,
-            self.o_proj,
-            heads=self.heads,
-            layout=layout,
-            rope=rope,
-            qk_norm_eps=self.qk_norm_eps,
-        )
 
 
 class _PairEncoder(nn.Module):
-    """Embedding and RoPE over the joint positions of a pair (input cells, then output cells)."""
+    """Embedding, RoPE over the joint positions of a pair (input cells, then output cells), blocks.
 
-    def __init__(self, config: ModelConfig) -> None:
+    With `cls`, a class token stands before the cells: unscaled, not rotated.
+    """
+
+    effective: ClassVar[frozenset[str]] = frozenset(
+        {"encoder_num_layers", "encoder_layer_scale_init", "encoder_qk_norm"}
+    )
+
+    def __init__(self, config: ModelConfig, *, cls: bool) -> None:
         super().__init__()
         self.config = config
+        self.cls = cls
         self.dtype = DTYPES[config.forward_dtype]
         width = config.hidden_size
         self.embed_scale = math.sqrt(width)
         self.input_embed = Embedding(config.vocab_size, width, 1 / self.embed_scale)
         self.output_embed = Embedding(config.vocab_size, width, 1 / self.embed_scale)
+        if cls:
+            self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.layers = nn.ModuleList()
         cos, sin = rope_table(2 * config.seq_len, config.head_dim, config.rope_theta)
         self.cos: Tensor
         self.sin: Tensor
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def rope(self, pairs: PackedPairs) -> Rope:
-        """Cosine and sine (N, 1, 1, C/2); the class token is not rotated."""
-        return self.cos[pairs.position][:, None, None], self.sin[pairs.position][:, None, None]
+    def init_(self, name: str, generator: torch.Generator) -> None:
+        """`cls_token`, `pool_query`: truncated normal, std 0.02."""
+        truncated_normal_(getattr(self, name), 0.02, generator)
 
     def table(self) -> Tensor:
-        """Joint embedding table (2V, D), scaled by √D."""
+        """Joint embedding table (2V, D), scaled by √D; with `cls` its token as row 2V."""
         both = (self.input_embed.embedding_weight, self.output_embed.embedding_weight)
-        return self.embed_scale * torch.cat(both).to(self.dtype)
+        table = self.embed_scale * torch.cat(both).to(self.dtype)
+        return torch.cat([table, self.cls_token[0].to(self.dtype)]) if self.cls else table
 
-    def nothing(self, sets: DemoSets) -> Tensor:
-        """Vectors of a batch without any demonstration (a rank's padding rows): zeros (U, K, D)."""
-        shape = *sets.mask.shape, self.config.hidden_size
-        return torch.zeros(shape, dtype=self.dtype, device=sets.mask.device)
+    def forward(self, sets: DemoSets) -> Tensor:
+        """Vectors of slots (U, K, D), zero where there is no demonstration."""
+        config = self.config
+        pairs = pack_pairs(sets, vocab=config.vocab_size, cls=self.cls, every_slot=config.parity)
+        if not len(pairs.slot):  # a rank's padding rows
+            shape = *sets.mask.shape, config.hidden_size
+            return torch.zeros(shape, dtype=self.dtype, device=sets.mask.device)
+        h = F.embedding(pairs.row_of(2 * config.vocab_size), self.table())
+        rope: Rope = (
+            self.cos[pairs.position][:, None, None],
+            self.sin[pairs.position][:, None, None],
+        )
+        for layer in self.layers:
+            h = layer(h, pairs.layout, rope)
+        return pairs.spread(self.summary(h, pairs), sets)
 
-    def spread(self, vectors: Tensor, pairs: PackedPairs, sets: DemoSets) -> Tensor:
-        """Vectors of pairs (M, D) → slots (U, K, D), zero where there is no demonstration."""
-        rows, slots = sets.mask.shape
-        if pairs.slot.shape[0] == rows * slots:
-            vectors = vectors.view(rows, slots, -1)
-            return vectors * sets.mask[..., None].to(vectors.dtype)
-        flat = vectors.new_zeros(rows * slots, vectors.shape[-1])
-        return flat.index_copy(0, pairs.slot, vectors).view(rows, slots, -1)
+    def summary(self, h: Tensor, pairs: PackedPairs) -> Tensor:
+        """Tokens (N, D) → pairs (M, D): the normalised class token."""
+        return rms_norm(h[pairs.layout.first], self.config.rms_norm_eps)
 
 
 class PooledGridEncoder(_PairEncoder):
-    """G-enc: blocks over all cells, then pooling over cells that are not PAD."""
+    """G-enc: blocks over all cells, then one vector of those that are not PAD, then `pool_proj`.
+
+    `encoder_pooling_method`: "mean", "attention" (a learned query), "weighted" (softmax of learned
+    scores), or "cls", which the references do not have: a class token, normalised.
+    """
+
+    effective: ClassVar[frozenset[str]] = _PairEncoder.effective | {
+        "encoder_pooling_method",
+        "encoder_norm_style",
+    }
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
-        width = config.hidden_size
-        self.layers = nn.ModuleList(GridBlock(config) for _ in range(config.encoder_num_layers))
+        super().__init__(config, cls=config.encoder_pooling_method == "cls")
         self.method = config.encoder_pooling_method
+        width = config.hidden_size
+        self.layers.extend(GridBlock(config) for _ in range(config.encoder_num_layers))
         if self.method == "attention":
             self.pool_query = nn.Parameter(torch.empty(1, width))
             self.pool_q_proj = Linear(width, width)
@@ -226,26 +114,16 @@ class PooledGridEncoder(_PairEncoder):
             self.pool_weight_proj = Linear(width, 1)
         self.pool_proj = Linear(width, width)
 
-    def init_(self, name: str, generator: torch.Generator) -> None:
-        """`pool_query`: truncated normal, std 0.02."""
-        truncated_normal_(getattr(self, name), 0.02, generator)
-
-    def forward(self, sets: DemoSets) -> Tensor:
-        """Vectors of slots (U, K, D), zero where there is no demonstration."""
-        pairs = pack_pairs(
-            sets, vocab=self.config.vocab_size, cls=False, every_slot=self.config.parity
-        )
-        if not len(pairs.slot):
-            return self.nothing(sets)
-        h = F.embedding(pairs.token, self.table())
-        rope = self.rope(pairs)
-        for layer in self.layers:
-            h = layer(h, pairs.layout, rope)
-        filled = [part for _, part in pairs.layout.split(pairs.filled)]
-        parts = [part for _, part in pairs.layout.split(h)]
-        pooled = [self.pool(*both) for both in zip(parts, filled, strict=True)]
-        inverse = torch.argsort(pairs.layout.order)
-        return self.spread(self.pool_proj(torch.cat(pooled)[inverse]), pairs, sets)
+    def summary(self, h: Tensor, pairs: PackedPairs) -> Tensor:
+        """Tokens (N, D) → pairs (M, D)."""
+        if self.cls:
+            pooled = super().summary(h, pairs)
+        else:
+            filled = [part for _, part in pairs.layout.split(pairs.filled)]
+            parts = [part for _, part in pairs.layout.split(h)]
+            pieces = [self.pool(*both) for both in zip(parts, filled, strict=True)]
+            pooled = torch.cat(pieces)[torch.argsort(pairs.layout.order)]
+        return self.pool_proj(pooled)  # type: ignore[no-any-return]
 
     def pool(self, h: Tensor, filled: Tensor) -> Tensor:
         """(rows, L, D) → (rows, D) over the `filled` (rows, L) cells; none filled gives 0."""
@@ -264,27 +142,8 @@ class PooledGridEncoder(_PairEncoder):
 
 
 class CLSGridEncoder(_PairEncoder):
-    """CLS-enc: a class token before the cells; its normalised state is the pair's vector."""
+    """CLS-enc: always pre-norm; the class token's normalised state is the pair's vector."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-        self.layers = nn.ModuleList(CLSBlock(config) for _ in range(config.encoder_num_layers))
-
-    def init_(self, name: str, generator: torch.Generator) -> None:
-        """`cls_token`: truncated normal, std 0.02."""
-        truncated_normal_(getattr(self, name), 0.02, generator)
-
-    def forward(self, sets: DemoSets) -> Tensor:
-        """Vectors of slots (U, K, D), zero where there is no demonstration."""
-        vocab = self.config.vocab_size
-        pairs = pack_pairs(sets, vocab=vocab, cls=True, every_slot=self.config.parity)
-        if not len(pairs.slot):
-            return self.nothing(sets)
-        table = torch.cat([self.table(), self.cls_token[0].to(self.dtype)])
-        h = F.embedding(torch.where(pairs.token == CLS, 2 * vocab, pairs.token), table)
-        rope = self.rope(pairs)
-        for layer in self.layers:
-            h = layer(h, pairs.layout, rope)
-        vectors = rms_norm(h[pairs.layout.first], self.config.rms_norm_eps)
-        return self.spread(vectors, pairs, sets)
+        super().__init__(config, cls=True)
+        self.layers.extend(CLSBlock(config) for _ in range(config.encoder_num_layers))

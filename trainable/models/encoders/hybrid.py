@@ -5,13 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from trainable.config import ModelConfig
-from trainable.models.encoders.base import (
-    DemonstrationEncoder,
-    DemoSets,
-    EncoderOutput,
-    kl_to_standard_normal,
-    sample,
-)
+from trainable.models.encoders.base import DemonstrationEncoder, DemoSets, EncoderOutput
+from trainable.models.encoders.bottleneck import CLAMP, per_row
 from trainable.models.encoders.grid import CLSGridEncoder
 from trainable.models.encoders.sets import SetEncoder
 from trainable.models.layers import Linear, ZeroLinear, rms_norm
@@ -20,6 +15,8 @@ from trainable.random import RowGenerator
 
 class HybridStandard(DemonstrationEncoder):
     """context = set encoder's output; pooled = its mean over tokens."""
+
+    effective: ClassVar[frozenset[str]] = CLSGridEncoder.effective | SetEncoder.effective
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -33,7 +30,7 @@ class HybridStandard(DemonstrationEncoder):
 
 
 class HybridVariational(HybridStandard):
-    """A Gaussian bottleneck after pooling the set encoder's tokens; noise is drawn per row."""
+    """A Gaussian bottleneck on the normalised token mean of the set encoder; pooled = z."""
 
     variational: ClassVar[bool] = True
 
@@ -47,10 +44,8 @@ class HybridVariational(HybridStandard):
     def encode(self, sets: DemoSets, noise: RowGenerator) -> EncoderOutput:
         """KL is the mean over rows."""
         tokens = self.set_encoder(self.grid_encoder(sets), sets.mask)
-        pooled = rms_norm(tokens.mean(1), self.config.rms_norm_eps)
-        mu = sets.to_rows(self.mu_proj(pooled))
-        logvar = sets.to_rows(self.logvar_proj(pooled)).clamp(-10, 10)
-        z = sample(mu, logvar, noise, training=self.training)
-        context = self.decode_proj(z).unflatten(-1, (self.config.prefix_len, -1))
-        kl_rows = kl_to_standard_normal(mu, logvar)
-        return EncoderOutput(context, z, kl_rows.mean(), kl_rows, mu, logvar)
+        pooled = rms_norm(tokens.float().mean(1), self.config.rms_norm_eps)
+        mu, logvar = self.mu_proj(pooled), self.logvar_proj(pooled).clamp(-CLAMP, CLAMP)
+        latent = per_row(sets, mu, logvar, noise, training=self.training)
+        context = self.decode_proj(latent.z.to(tokens.dtype))
+        return latent.output(context.unflatten(-1, (self.config.prefix_len, -1)))

@@ -5,11 +5,13 @@ Shape legend: U sets, K slots, T context tokens, D width.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from trainable.config import ModelConfig
-from trainable.models.encoders.grid import residual
+from trainable.models.encoders.blocks import layer_scale, residual
 from trainable.models.layers import CrossAttention, SwiGLU, rms_norm, truncated_normal_
 
 
@@ -21,12 +23,8 @@ class SetLayer(CrossAttention):
         self.mlp = SwiGLU(config.hidden_size, config.expansion)
         self.pre = config.encoder_norm_style == "pre"
         self.eps = config.rms_norm_eps
-        self.gamma_1: nn.Parameter | None = None
-        self.gamma_2: nn.Parameter | None = None
-        if config.encoder_layer_scale_init > 0:
-            scale = torch.full((config.hidden_size,), config.encoder_layer_scale_init)
-            self.gamma_1 = nn.Parameter(scale.clone())
-            self.gamma_2 = nn.Parameter(scale.clone())
+        self.gamma_1 = layer_scale(config)
+        self.gamma_2 = layer_scale(config)
 
     def forward(self, queries: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
         """(U, T, D), (U, K, D), (U, K) → (U, T, D)."""
@@ -39,6 +37,10 @@ class SetLayer(CrossAttention):
 
 class SetEncoder(nn.Module):
     """`query_tokens` (T, D) and `encoder_set_layers` layers; the result is normalised."""
+
+    effective: ClassVar[frozenset[str]] = frozenset(
+        {"encoder_set_layers", "encoder_norm_style", "encoder_layer_scale_init"}
+    )
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
