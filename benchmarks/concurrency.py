@@ -17,7 +17,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import search_spaces
-from trainable.loop import Trial
+from trainable.trial import Trial
 
 
 def work(steps: int, threads: int, start: Barrier, seconds: multiprocessing.Queue[float]) -> None:

@@ -19,7 +19,7 @@ import torch
 
 import search_spaces
 from trainable.config import TrialConfig
-from trainable.loop import Trial
+from trainable.trial import Trial
 
 
 def trial(kind: str, *, parity: bool, hidden: int, batch: int, folder: Path) -> Trial:

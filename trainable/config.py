@@ -34,6 +34,9 @@ _OUTSIDE_IDENTITY = (
 )
 """Options that decide where and how often something is written, not the numbers of a trial."""
 
+_OUTSIDE_IDENTITY_OF_MODEL = ("micro_batch_size",)
+"""Like workers: they change memory, and numbers by rounding alone."""
+
 
 class _Frozen(BaseModel):
     """Frozen model that names the nearest right key when it meets an unknown one."""
@@ -123,6 +126,9 @@ class ModelConfig(_Frozen):
     canvas: Literal["full", "demos"] = "full"
     parity: bool = Field(False, description="compute as the references do (encode every slot, PAD)")
     micro_batch_size: int | None = Field(None, ge=1, description="rows per backward pass")
+    context_positions: int | None = Field(
+        None, ge=1, description="the context fills the first n prefix tokens, the others are zero"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -137,6 +143,16 @@ class ModelConfig(_Frozen):
             raise ConfigError("mlp_t mixes over all positions: it needs canvas 'full'")
         if self.canvas == "demos" and self.seq_len != 900:
             raise ConfigError("canvas 'demos' is defined on 30 x 30 grids: seq_len must be 900")
+        if self.kind != "trm" and (self.context_positions or 0) > self.prefix_len:
+            raise ConfigError(
+                f"context_positions {self.context_positions} exceeds the {self.prefix_len} prefix "
+                f"tokens: choose at most {self.prefix_len}"
+            )
+        if self.kind == "etrmtrm" and self.encode_mode == "cached":
+            raise ConfigError(
+                "encode_mode 'cached' stores a context, a recurrent encoder carries a state: use "
+                "'reencode' or 'online' with kind 'etrmtrm'"
+            )
         return self
 
     @property
@@ -223,10 +239,24 @@ class TrialConfig(_Frozen):
     ema: bool = True
     ema_rate: float = Field(0.999, ge=0, le=1)
     kl_weight: float = Field(0.0, ge=0, description="weight of the KL term per sample")
-    encoder_lr_scale: float = Field(1.0, ge=0, description="encoder rate / decoder rate")
+    kl_scaling: Literal["sample", "reference"] = Field(
+        "sample", description="reference: the batch's mean KL, whatever the batch size (A6)"
+    )
+    identity_weight: float = Field(
+        0.0, ge=0, description="pull of the context to the decoder's puzzle embeddings"
+    )
+    encoder_lr_scale: float = Field(
+        1.0, ge=0, description="encoder rate / decoder rate; 0 = the same rate, as in the reference"
+    )
+    encoder_weight_decay: float | None = Field(
+        None, ge=0, description="None: weight_decay (the reference: a tenth of it, A20)"
+    )
     freeze_encoder: bool = False
     freeze_decoder_steps: int = Field(0, ge=0)
     encoder_freeze_steps: int = Field(0, ge=0)
+    unfreeze_warmup_steps: int = Field(
+        0, ge=0, description="warm-up of a group from the step at which it thaws, 0 = none (A16)"
+    )
 
     # The pretrained decoder.
     pretrained_decoder: bool = False
@@ -247,14 +277,60 @@ class TrialConfig(_Frozen):
             raise ConfigError(
                 f"encoder_type {model.encoder_type!r} is variational: set kl_weight > 0"
             )
-        if model.micro_batch_size is not None:
-            raise ConfigError(
-                "micro_batch_size has no effect on training: leave it out, and lower "
-                "global_batch_size or add --workers to save memory"
-            )
+        self._check_training(variational=variational)
         if model.kind == "trm" and self.pretrained_decoder:
             raise ConfigError("a TRM has no separate decoder: pretrained_decoder needs kind 'etrm'")
         return self
+
+    def _check_training(self, *, variational: bool) -> None:
+        """Refuse training options that contradict each other or have no effect."""
+        model, trm = self.model, self.model.kind == "trm"
+        micro = model.micro_batch_size
+        if micro is not None and micro < self.global_batch_size and self.global_batch_size % micro:
+            raise ConfigError(
+                f"micro_batch_size {micro} does not divide global_batch_size "
+                f"{self.global_batch_size}: choose a divisor of each worker's rows"
+            )
+        if self.freeze_decoder_steps and (self.freeze_encoder or self.encoder_freeze_steps):
+            raise ConfigError(
+                "freeze_decoder_steps with a frozen encoder leaves nothing to train: set one of "
+                "freeze_decoder_steps and freeze_encoder / encoder_freeze_steps to 0"
+            )
+        if self.unfreeze_warmup_steps and not (
+            self.freeze_decoder_steps or self.encoder_freeze_steps
+        ):
+            raise ConfigError(
+                "unfreeze_warmup_steps has no effect where nothing thaws: set freeze_decoder_steps "
+                "or encoder_freeze_steps, or leave it out"
+            )
+        if self.kl_scaling == "reference" and not variational:
+            raise ConfigError("kl_scaling has no effect without a variational encoder")
+        if self.kl_scaling == "reference" and micro is not None:
+            raise ConfigError(
+                "kl_scaling 'reference' averages over a worker's whole batch: leave out "
+                "micro_batch_size"
+            )
+        encoder_only = {
+            "context_positions": model.context_positions is not None,
+            "identity_weight": self.identity_weight > 0,
+            "encoder_weight_decay": self.encoder_weight_decay is not None,
+            "encode_mode 'cached'": model.encode_mode == "cached",
+        }
+        for option, given in encoder_only.items():
+            if trm and given:
+                raise ConfigError(f"{option} does not apply to a TRM, which has no encoder")
+        if self.identity_weight and not self.pretrained_decoder:
+            raise ConfigError(
+                "identity_weight needs a decoder whose puzzle embeddings are the targets: set "
+                "pretrained_decoder and decoder_puzzles='same'"
+            )
+        if self.identity_weight and self.decoder_puzzles != "same":
+            raise ConfigError(
+                "identity_weight needs a decoder trained on the same puzzles: pass "
+                "--decoder-puzzles same"
+            )
+        if self.identity_weight and self.freeze_encoder:
+            raise ConfigError("identity_weight has no effect on a frozen encoder: leave one out")
 
     # Flat access: every option has one name over the three models.
 
@@ -283,6 +359,8 @@ class TrialConfig(_Frozen):
         values = self.model_dump(mode="json")
         for outside in _OUTSIDE_IDENTITY:
             values.pop(outside)
+        for outside in _OUTSIDE_IDENTITY_OF_MODEL:
+            values["model"].pop(outside)
         values["data"].pop("path")
         payload = json.dumps([values, data_hash, SEMANTICS_VERSION], sort_keys=True)
         return hashlib.sha256(payload.encode()).hexdigest()[:16]

@@ -5,13 +5,14 @@ Shape legend: B rows, S cells, V vocabulary, M packed cells.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainable.models.act import IGNORE_LABEL, Outputs
+from trainable.models.act import IGNORE_LABEL
+from trainable.models.carry import Outputs
 
 
 class _StablemaxNLL(torch.autograd.Function):
@@ -102,18 +103,26 @@ def row_scores(outputs: Outputs, labels: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def act_loss(
-    outputs: Outputs, labels: Tensor, *, carry: ActCarry, kl_weight: float = 0.0
+    outputs: Outputs,
+    labels: Tensor,
+    *,
+    carry: ActCarry,
+    kl_weight: float = 0.0,
+    kl_scaling: Literal["sample", "reference"] = "sample",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of one ACT step, summed over rows, and sums for metrics.
 
     lm_loss (each row weighs 1) + 0.5 · (q_halt_loss + q_continue_loss) + kl_weight · Σ rows KL. The
-    KL weight is per row, independent of batch size and workers.
+    KL weight is per row, independent of batch size and workers; with `kl_scaling` "reference" the
+    term is kl_weight · (mean KL of this worker's batch), as in the public code (A6), so that the
+    weight per row falls with the batch.
 
     Args:
         outputs: of the model.
         labels: (B, S), those of the carry's data (not of the incoming batch).
         carry: the carry that the model returned with `outputs`.
-        kl_weight: weight of the KL term per row.
+        kl_weight: weight of the KL term.
+        kl_scaling: "sample" (per row) or "reference" (per worker's batch).
 
     Returns:
         The scalar sum (divide by the global batch size before backward) and sums, detached:
@@ -142,7 +151,8 @@ def act_loss(
     kl_rows = outputs.get("kl_rows")
     if kl_rows is not None:
         sums["kl_loss"] = kl_rows.sum()
-        total = total + kl_weight * sums["kl_loss"]
+        of_reference = kl_scaling == "reference"
+        total = total + kl_weight * (outputs["kl"] if of_reference else sums["kl_loss"])
     sums["loss"] = total
     per_row = {
         "count": torch.ones_like(loss),

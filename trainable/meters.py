@@ -52,6 +52,10 @@ class IntervalSums:
             new[self._at[name]] = value
         self.values += new
 
+    def is_finite(self) -> bool:
+        """Whether this worker's loss since the last row is a number; one host synchronisation."""
+        return bool(self.values[self._at["loss"]].isfinite())
+
     def read(self) -> dict[str, float]:
         """All sums, over workers (norms are equal on every worker), and start again."""
         values = self.values.clone()

@@ -44,6 +44,9 @@ class RowGenerator:
         generator: the stream; None is torch's global one, so that ``torch.manual_seed`` governs.
         rank, world: this rank and the number of ranks.
         device: where to draw if ``generator`` is None (else the generator's device).
+
+    `select` gives a view for some of a rank's rows: it draws for all of them and keeps those, so
+    that a row's numbers do not depend on which others are asked for.
     """
 
     def __init__(
@@ -60,36 +63,61 @@ class RowGenerator:
         self.rank = rank
         self.world = world
         self.device = generator.device if generator is not None else torch.device(device)
+        self._selected: Tensor | None = None
+        self._of = 0
 
     @classmethod
     def wrap(cls, generator: RowGenerator | torch.Generator | None) -> RowGenerator:
         """The generator itself, or a plain torch generator (None: the global one) for one rank."""
         return generator if isinstance(generator, RowGenerator) else cls(generator)
 
+    def select(self, rows: Tensor, of: int) -> RowGenerator:
+        """The same stream for the rows `rows` (n) out of a rank's `of` rows."""
+        view = RowGenerator(self.generator, rank=self.rank, world=self.world, device=self.device)
+        view._selected = rows if self._selected is None else self._selected[rows]
+        view._of = of if self._selected is None else self._of
+        return view
+
+    def fork(self) -> RowGenerator:
+        """A stream of its own: this one moves by one draw, however much is drawn from that."""
+        seed = int(torch.randint(2**62, (), generator=self.generator, device=self.device))
+        own = torch.Generator(device=self.device).manual_seed(seed)
+        fork = RowGenerator(own, rank=self.rank, world=self.world)
+        fork._selected, fork._of = self._selected, self._of
+        return fork
+
     def rand(self, rows: int, *shape: int) -> Tensor:
         """Uniform in [0, 1): (rows, *shape) float32."""
-        size = (rows * self.world, *shape)
+        size = (self._drawn(rows), *shape)
         return self._mine(
             torch.rand(size, generator=self.generator, device=self.device, dtype=torch.float32)
         )
 
     def randn(self, rows: int, *shape: int) -> Tensor:
         """Standard normal: (rows, *shape) float32."""
-        size = (rows * self.world, *shape)
+        size = (self._drawn(rows), *shape)
         return self._mine(
             torch.randn(size, generator=self.generator, device=self.device, dtype=torch.float32)
         )
 
     def randint(self, low: int, high: int, rows: int) -> Tensor:
         """Uniform integers in low … high − 1: (rows,) int64."""
-        size = (rows * self.world,)
+        size = (self._drawn(rows),)
         return self._mine(
             torch.randint(low, high, size, generator=self.generator, device=self.device)
         )
 
+    def _drawn(self, rows: int) -> int:
+        """Rows to draw for, over all ranks, when a caller asks for `rows`."""
+        if self._selected is None:
+            return rows * self.world
+        assert rows == self._selected.shape[0], "a view draws for exactly its own rows"
+        return self._of * self.world
+
     def _mine(self, drawn: Tensor) -> Tensor:
         rows = drawn.shape[0] // self.world
-        return drawn[self.rank * rows : (self.rank + 1) * rows]
+        block = drawn[self.rank * rows : (self.rank + 1) * rows]
+        return block if self._selected is None else block[self._selected.to(block.device)]
 
     def get_state(self) -> Tensor:
         """The stream's state, a uint8 tensor on the CPU."""

@@ -24,7 +24,7 @@ from tests.trainable.small_trials import (
     tiny,
 )
 from trainable import checkpoint
-from trainable import loop as loop_module
+from trainable import trial as trial_module
 from trainable.config import TrialConfig
 from trainable.errors import CheckpointError, ConfigError
 from trainable.loop import TrainResult, train
@@ -214,9 +214,8 @@ def test_rate_zero_leaves_every_weight(folder: Path, tmp_path: Path) -> None:
 
 def test_nothing_to_train_is_refused(folder: Path, tmp_path: Path) -> None:
     for options in ({"freeze_encoder": True}, {"encoder_freeze_steps": 2}):
-        config = tiny(folder, freeze_decoder_steps=2, **options)
         with pytest.raises(ConfigError, match="nothing to train"):
-            run(config, tmp_path)
+            run(tiny(folder, freeze_decoder_steps=2, **options), tmp_path)
 
 
 def test_a_single_puzzle_trains_to_the_end(folder: Path, tmp_path: Path) -> None:
@@ -348,7 +347,7 @@ def test_a_resumed_trial_repeats_an_undisturbed_one(
     class Killed(BaseException):
         pass
 
-    original = loop_module.Trial.train_step
+    original = trial_module.Trial.train_step
     dies = 4 if steps == 7 else 2
 
     def fails(trial: Any) -> None:
@@ -356,7 +355,7 @@ def test_a_resumed_trial_repeats_an_undisturbed_one(
             raise Killed
         original(trial)
 
-    monkeypatch.setattr(loop_module.Trial, "train_step", fails)
+    monkeypatch.setattr(trial_module.Trial, "train_step", fails)
     with pytest.raises(Killed):
         run(config, tmp_path / "parts", resume_from="auto")
     monkeypatch.undo()
@@ -444,7 +443,7 @@ def test_a_checkpoint_of_another_trial_is_refused(
 def test_uneven_workers_are_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_module, "ranks", lambda: (0, 3))
+    monkeypatch.setattr(trial_module, "ranks", lambda: (0, 3))
     with pytest.raises(ConfigError, match="global_batch_size 4 does not divide by 3"):
         run(tiny(folder), tmp_path)
 

@@ -16,7 +16,8 @@ import torch.multiprocessing as mp
 from tests.trainable.small_trials import puzzle_folder, rows_of, tiny
 from trainable import checkpoint
 from trainable.config import TrialConfig
-from trainable.loop import Trial, train
+from trainable.loop import train
+from trainable.trial import Trial
 
 WORLD = 2
 STEPS = 20
@@ -37,17 +38,18 @@ def first_step(config: TrialConfig, out: Path) -> None:
     """Gradients of the first step, over all workers, and this rank's rows and draws."""
     trial = Trial(config, out)
     grads: dict[str, torch.Tensor] = {}
-    update = trial._update
+    clip = trial.updater._clip
 
-    def keep(step: int) -> None:
-        grads.update({n: p.grad.clone() for n, p in trial.model.named_parameters()})
-        update(step)
+    def keep() -> dict[str, torch.Tensor]:
+        named = trial.model.named_parameters()
+        grads.update({n: p.grad.clone() for n, p in named if p.grad is not None})
+        return clip()
 
-    trial._update = keep  # type: ignore[method-assign]
+    trial.updater._clip = keep  # type: ignore[method-assign]
     trial.train_step()
-    assert trial.carry is not None
+    (carry,) = trial.carries
     found = {f"grad/{name}": value for name, value in grads.items()}
-    found |= {f"data/{name}": value for name, value in trial.carry.current_data.items()}
+    found |= {f"data/{name}": value for name, value in carry.current_data.items()}
     found["draws"] = trial.generators["halting"].rand(4 // trial.world)
     out.mkdir(parents=True, exist_ok=True)
     torch.save(found, out / f"first-{trial.rank}.pt")

@@ -10,8 +10,6 @@ M packed cells, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,83 +17,16 @@ from torch import Tensor, nn
 from trainable.config import ModelConfig
 from trainable.data.canvas import canvas_from_tokens
 from trainable.errors import DataError
-from trainable.models.encoders import EncoderOutput, build_encoder
+from trainable.models.carry import Batch, Carry, InnerCarry, Outputs, PackedLogits
+from trainable.models.encoders import DemonstrationEncoder, EncoderOutput, build_encoder
+from trainable.models.encoders.base import State
+from trainable.models.encoding import detached_state, encode, encode_step
 from trainable.models.inner import Inner, Rope
 from trainable.models.layout import TokenLayout, canvas_layout, full_layout
 from trainable.random import RowGenerator
 
-Batch = dict[str, Tensor]
 IGNORE_LABEL = -100
 FIRST_COLOUR = 2
-
-
-@dataclass(eq=False)
-class InnerCarry:
-    """The two states, packed (N, D). `z_H` and `z_L` show them as (B, P + S, D), zeros outside."""
-
-    packed_H: Tensor
-    packed_L: Tensor
-    layout: TokenLayout | None
-
-    @property
-    def z_H(self) -> Tensor:
-        """(B, P + S, D)."""
-        return self.packed_H if self.layout is None else self.layout.to_dense(self.packed_H)
-
-    @property
-    def z_L(self) -> Tensor:
-        """(B, P + S, D)."""
-        return self.packed_L if self.layout is None else self.layout.to_dense(self.packed_L)
-
-
-@dataclass(eq=False)
-class Carry:
-    """What a batch of rows carries from one ACT step to the next."""
-
-    inner: InnerCarry
-    steps: Tensor  # (B) int32
-    halted: Tensor  # (B) bool
-    current_data: Batch
-    encoded: EncoderOutput | None = None  # evaluation only: the demonstrations never change there
-
-
-@dataclass(eq=False)
-class PackedLogits:
-    """Logits (M, V) of the cells that exist; `row` (M), and `cell` (M) index into (B · S)."""
-
-    logits: Tensor
-    row: Tensor
-    cell: Tensor
-    rows: int
-    cells: int
-
-
-class Outputs(dict[str, Any]):
-    """What one ACT step gives; keys are also attributes. `logits` (B, S, V) is made when read."""
-
-    def __init__(self, packed: PackedLogits | None = None, **values: Any) -> None:
-        super().__init__(values)
-        self._packed = packed
-
-    @property
-    def packed(self) -> PackedLogits | None:
-        """The logits as computed, where rows have their own canvas."""
-        return self._packed
-
-    def __missing__(self, key: str) -> Any:
-        if key != "logits" or self._packed is None:
-            raise KeyError(key)
-        packed = self._packed
-        flat = packed.logits.new_zeros(packed.rows * packed.cells, packed.logits.shape[-1])
-        flat = flat.index_copy(0, packed.cell, packed.logits)
-        self["logits"] = flat.view(packed.rows, packed.cells, -1)
-        return self["logits"]
-
-    def __getattr__(self, key: str) -> Any:
-        try:
-            return self[key]
-        except KeyError:
-            raise AttributeError(key) from None
 
 
 def labels_on_canvas(labels: Tensor, canvas: Tensor, side: int) -> tuple[Tensor, Tensor]:
@@ -116,7 +47,7 @@ class RecursiveModel(nn.Module):
         super().__init__()
         self.config = config
         self.inner = Inner(config)
-        self.encoder: nn.Module | None = None
+        self.encoder: DemonstrationEncoder | None = None
         if config.kind != "trm":
             self.encoder = build_encoder(config)
 
@@ -207,18 +138,13 @@ class RecursiveModel(nn.Module):
 
     # --- prefix ----------------------------------------------------------------------------------
 
-    def encode(self, data: Mapping[str, Tensor], generator: RowGenerator) -> EncoderOutput:
-        """Encode the demonstrations of every row; rows with equal `demo_key` are encoded once."""
+    def encode(
+        self, data: Mapping[str, Tensor], generator: RowGenerator, state: State | None = None
+    ) -> EncoderOutput:
+        """Encode the demonstrations of every row, as `trainable.models.encoding.encode`."""
         assert self.encoder is not None
-        return cast(
-            EncoderOutput,
-            self.encoder(
-                data["demo_inputs"],
-                data["demo_labels"],
-                data["demo_mask"],
-                generator=generator,
-                keys=data.get("demo_key"),
-            ),
+        return encode(
+            self.encoder, data, generator, state=state, keep=self.config.context_positions
         )
 
     # --- one ACT step ----------------------------------------------------------------------------
@@ -258,9 +184,7 @@ class RecursiveModel(nn.Module):
         elif context is not None:
             prefix = context
         else:
-            encoded = carry.encoded
-            if self.training or encoded is None or bool(carry.halted.any()):
-                encoded = self.encode(data, noise)
+            encoded = encode_step(self, carry, data, noise)
             prefix = encoded.context
 
         unchanged = carry.inner.layout is not None and not bool(carry.halted.any())
@@ -282,8 +206,15 @@ class RecursiveModel(nn.Module):
         halted = self._halt(steps, outputs, halting)
         if self.training and not self.config.no_ACT_continue:
             outputs["target_q_continue"] = self._continue_target(steps, new_inner, x, layout, rope)
-        static = encoded if not self.training else None
-        return Carry(new_inner, steps, halted, data, static), outputs
+        return Carry(
+            new_inner,
+            steps,
+            halted,
+            data,
+            encoded=None if self.training else encoded,
+            context=prefix.detach() if self._stores_context else None,
+            encoder_state=detached_state(encoded, carry.encoder_state),
+        ), outputs
 
     def _heads(self, z_H: Tensor, layout: TokenLayout) -> Outputs:
         inner, cells = self.inner, self.config.seq_len
@@ -303,10 +234,13 @@ class RecursiveModel(nn.Module):
         return outputs
 
     def _halt(self, steps: Tensor, outputs: Outputs, generator: RowGenerator) -> Tensor:
-        """(B) bool: rows that end here. Evaluation always runs `halt_max_steps`."""
+        """(B) bool: rows that end here.
+
+        Evaluation always runs `halt_max_steps`; training in `online` always `num_act_steps`.
+        """
         config = self.config
-        last = steps >= config.halt_max_steps
-        if not self.training or config.halt_max_steps == 1:
+        last = self._is_last(steps)
+        if not self.training or config.halt_max_steps == 1 or config.encode_mode == "online":
             return last
         q_halt = outputs["q_halt_logits"].detach()
         if config.no_ACT_continue:
@@ -319,6 +253,15 @@ class RecursiveModel(nn.Module):
         halted: Tensor = stop & (steps >= torch.where(explore, least, 0))
         return halted
 
+    def _is_last(self, steps: Tensor) -> Tensor:
+        """(B) bool: rows that have spent their ACT steps."""
+        fixed = self.training and self.config.encode_mode == "online"
+        return steps >= (self.config.num_act_steps if fixed else self.config.halt_max_steps)
+
+    @property
+    def _stores_context(self) -> bool:
+        return self.training and self.config.encode_mode == "cached" and self.encoder is not None
+
     @torch.no_grad()
     def _continue_target(
         self, steps: Tensor, states: InnerCarry, x: Tensor, layout: TokenLayout, rope: Rope | None
@@ -326,5 +269,5 @@ class RecursiveModel(nn.Module):
         """Bootstrapped target (B) of the continue head: the value of one more step."""
         z_H, _ = self.inner.recur(states.packed_H, states.packed_L, x, layout, rope)
         q = self.inner.q_logits(z_H, layout)
-        last = steps >= self.config.halt_max_steps
+        last = self._is_last(steps)
         return torch.sigmoid(torch.where(last, q[:, 0], q.amax(dim=-1)))

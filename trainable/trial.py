@@ -1,0 +1,270 @@
+"""A trial: data, model, optimizers and streams of one configuration, and one training step of them.
+
+What goes on around the step (rows, evaluation, stopping, saving) is `trainable.loop`; how a trial
+is written and read is `trainable.trial_state`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainable import decoder
+from trainable.collective import any_worker, gather
+from trainable.config import TrialConfig
+from trainable.data import ArcData
+from trainable.diagnostics import context_diagnostics
+from trainable.errors import CheckpointError, ConfigError
+from trainable.evaluate import demonstration_controls, evaluate, ranks, to_tensors
+from trainable.losses import act_loss
+from trainable.meters import IntervalSums, interval_metrics
+from trainable.models import Carry, build_model
+from trainable.random import RowGenerator, torch_generator
+from trainable.updates import Updater
+
+
+def total_steps(config: TrialConfig, data: ArcData) -> int:
+    """Optimizer steps of a trial: epochs × groups × mean rows per puzzle / global batch."""
+    rows = config.epochs * len(data.train_groups) * data.mean_queries
+    return max(1, int(rows / config.global_batch_size))
+
+
+class Trial:
+    """The state of a trial: everything that a checkpoint holds."""
+
+    def __init__(self, config: TrialConfig, out_dir: Path) -> None:
+        self.config, self.out_dir = config, out_dir
+        self.rank, self.world = ranks()
+        if config.global_batch_size % self.world:
+            raise ConfigError(
+                f"global_batch_size {config.global_batch_size} does not divide by {self.world} "
+                f"workers: choose a multiple"
+            )
+        self.rows = config.global_batch_size // self.world
+        self.micro_batches = _micro_batches(self.rows, config.model.micro_batch_size)
+        torch.set_num_threads(config.num_threads)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.data = ArcData.from_config(config)
+        self.total_steps = total_steps(config, self.data)
+        self.identity = config.identity(data_hash=self.data.data_hash)
+
+        sized = {"num_puzzle_identifiers": self.data.num_puzzle_identifiers}
+        self.model = build_model(config.replace(**sized).model, seed=config.seed)
+        self.decoder: decoder.Decoder | None = None
+        if config.pretrained_decoder:
+            self._load_decoder()
+        self.model.to(self.device).train()
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.updater = Updater(self.model, config, total_steps=self.total_steps, world=self.world)
+        self.sampler = self.data.train_sampler(
+            config.global_batch_size, epochs_per_iter=max(1, math.ceil(config.eval_interval))
+        )
+        self.generators = {
+            purpose: RowGenerator(
+                torch_generator(config.seed, purpose), rank=self.rank, world=self.world
+            )
+            for purpose in ("halting", "sampling")
+        }
+        self.sums = IntervalSums(_longest_run(config), self.device)
+        self.carries: list[Carry] = []  # one per micro batch
+        self.contexts: list[Tensor] = []
+        self.step, self.samples, self.wall_s = 0, 0, 0.0
+        self.last_row: dict[str, Any] = {}
+        self.tasks: list[dict[str, Any]] = []
+
+    def _load_decoder(self) -> None:
+        config = self.config
+        if config.decoder is None:
+            raise ConfigError(
+                "pretrained_decoder is set but no checkpoint is given: pass --decoder PATH, or set "
+                "pretrained_decoder=False"
+            )
+        problem = decoder.decoder_problem(
+            config.decoder, config.model, l_cycles=config.decoder_l_cycles
+        )
+        if problem:
+            raise CheckpointError(problem)
+        self.decoder = decoder.load_decoder(self.model, config.decoder)
+        seen = set((self.decoder.exposure or {}).get("trained", []))
+        if config.decoder_puzzles == "disjoint" and seen & set(self.data.train_ids):
+            raise CheckpointError(
+                f"decoder {config.decoder} was trained on puzzles of this trial "
+                f"({sorted(seen & set(self.data.train_ids))[0]} …): give another, or pass "
+                f"--decoder-puzzles same"
+            )
+
+    # --- one step ---------------------------------------------------------------------------------
+
+    def train_step(self) -> None:
+        """One batch: an ACT step and an update; in `online` as many of both as it has ACT steps."""
+        model, step = self.config.model, self.step + 1
+        batch = to_tensors(self.sampler.next_batch(rank=self.rank, world=self.world), self.device)
+        parts = [
+            batch if len(self.micro_batches) == 1 else {n: v[rows] for n, v in batch.items()}
+            for rows in self.micro_batches
+        ]
+        if not self.carries:
+            self.carries = [self.model.initial_carry(part) for part in parts]
+        began = joined([carry.halted for carry in self.carries])
+        self.updater.freeze_for(step)
+        for _ in range(model.num_act_steps if model.encode_mode == "online" else 1):
+            sums = self._accumulate(parts)
+            norms = self.updater.update(step)
+        self.updater.average()
+        self.sums.add(
+            sums,
+            began=began,
+            halted=joined([carry.halted for carry in self.carries]),
+            steps=joined([carry.steps for carry in self.carries]),
+            norms=norms,
+        )
+        self.step = step
+
+    def _accumulate(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """One ACT step of every row, forward and backward by micro batch; sums of the loss.
+
+        Every micro batch takes its rows out of the same draws: the streams are wound back.
+        """
+        config, draws = self.config, self.generators
+        several = len(parts) > 1
+        before = {name: draw.get_state() for name, draw in draws.items()} if several else {}
+        total: dict[str, Tensor] = {}
+        self.contexts = []
+        for at, (part, rows) in enumerate(zip(parts, self.micro_batches, strict=True)):
+            if several:
+                for name, state in before.items():
+                    self.generators[name].set_state(state)
+                index = torch.arange(rows.start, rows.stop)
+                draws = {n: g.select(index, self.rows) for n, g in self.generators.items()}
+            carry, outputs = self.model(
+                self.carries[at], part, generator=draws["halting"], sampling=draws["sampling"]
+            )
+            loss, sums = act_loss(
+                outputs,
+                carry.current_data["labels"],
+                carry=carry,
+                kl_weight=config.kl_weight,
+                kl_scaling=config.kl_scaling,
+            )
+            if loss.requires_grad:  # not with a frozen decoder where nothing was encoded
+                (loss / config.global_batch_size).backward()  # type: ignore[no-untyped-call]
+            self.updater.collect()
+            self.carries[at] = carry
+            if "context" in outputs:
+                self.contexts.append(outputs["context"].detach())
+            total = _added(total, sums) if at else sums
+        return total
+
+    # --- rows ------------------------------------------------------------------------------------
+
+    def measure(self) -> dict[str, Any]:
+        """The row of the interval that ends here: one reduction over workers, one fetch."""
+        config = self.config
+        total = self.sums.read()
+        self.samples += int(total["began"])
+        losses = {"loss", "lm_loss", "q_halt_loss"}
+        encoder = self.model.encoder
+        if encoder is not None and encoder.variational:
+            losses.add("kl_loss")
+        if not config.model.no_ACT_continue:
+            losses.add("q_continue_loss")
+        row: dict[str, Any] = {
+            "step": self.step,
+            "epoch": self.step * config.global_batch_size / self._rows_per_epoch,
+            "samples": self.samples,
+            "time": time.time(),
+        }
+        row |= interval_metrics(total, losses=losses)
+        updater = self.updater
+        row |= {f"train/{name}": value for name, value in updater.rates(self.step).items()}
+        if encoder is not None:
+            row["train/encoder_frozen"] = float(updater.encoder_frozen(self.step))
+            row["train/decoder_frozen"] = float(updater.decoder_frozen(self.step))
+        if self.contexts:
+            base = joined([carry.current_data["base_puzzle"] for carry in self.carries])
+            context = joined(self.contexts)[:, : config.model.context_positions]
+            if self.world > 1:
+                context, base = gather(context), gather(base)
+            found = context_diagnostics(context, base)
+            values = torch.stack(list(found.values())).tolist()
+            row |= {f"encoder/{name}": v for name, v in zip(found, values, strict=True)}
+        return row
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out evaluation with the averaged weights (raw ones without EMA)."""
+        if not self.data.eval_groups:
+            return {}
+        size = self._evaluation_batch
+        ema = self.updater.ema
+        if ema is None:
+            result = evaluate(self.model, self.data, size, device=self.device)
+        else:
+            with ema.applied():
+                result = evaluate(self.model, self.data, size, device=self.device)
+        self.tasks = result.tasks
+        return result.metrics
+
+    def controls(self) -> dict[str, float]:
+        """Demonstration controls of an ETRM, with the raw weights."""
+        if self.model.encoder is None:
+            return {}
+        return demonstration_controls(
+            self.model,
+            self.data,
+            self._evaluation_batch,
+            seed=self.config.seed,
+            device=self.device,
+        )
+
+    @property
+    def _evaluation_batch(self) -> int:
+        """Rows over all workers: at least 64, since small batches waste a processor."""
+        return -(-max(self.config.global_batch_size, 64) // self.world) * self.world
+
+    @property
+    def _rows_per_epoch(self) -> float:
+        return len(self.data.train_groups) * self.data.mean_queries
+
+    def steps_of(self, epochs: float) -> int:
+        return max(1, round(epochs * self._rows_per_epoch / self.config.global_batch_size))
+
+    def any(self, value: bool) -> bool:
+        return any_worker(value, world=self.world, device=self.device)
+
+    def is_finite(self) -> bool:
+        """Whether the interval's loss and all weights are numbers, on every worker."""
+        return not self.any(not (self.sums.is_finite() and self.updater.weights_are_finite()))
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Rows of micro batches, one after another."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _micro_batches(rows: int, size: int | None) -> list[slice]:
+    """Cut a rank's rows into micro batches of `size` rows."""
+    size = rows if size is None else min(size, rows)
+    if rows % size:
+        raise ConfigError(
+            f"micro_batch_size {size} does not divide the {rows} rows of a worker: choose a divisor"
+        )
+    return [slice(at, at + size) for at in range(0, rows, size)]
+
+
+def _longest_run(config: TrialConfig) -> int:
+    """ACT steps after which every row has ended in training."""
+    model = config.model
+    return model.num_act_steps if model.encode_mode == "online" else model.halt_max_steps
+
+
+def _added(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums of two micro batches; a KL term may be missing where nothing was encoded."""
+    return {
+        name: a[name] + b[name] if name in a and name in b else a.get(name, b.get(name))
+        for name in a | b
+    }
