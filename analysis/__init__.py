@@ -7,21 +7,27 @@
 
 from analysis.columns import COLUMNS
 from analysis.compare import comparison_matrix
-from analysis.decide import Decision, decide, next_step
+from analysis.decide import decide, next_step, next_steps, red_flags
+from analysis.decision import Decision, NextStep
 from analysis.derived import write_derived
 from analysis.load import Run, load
 from analysis.rows import ResultsError
+from analysis.select import followup
 from analysis.text import summary_text
 
 __all__ = [
     "COLUMNS",
     "Decision",
+    "NextStep",
     "ResultsError",
     "Run",
     "comparison_matrix",
     "decide",
+    "followup",
     "load",
     "next_step",
+    "next_steps",
+    "red_flags",
     "summary_text",
     "write_derived",
 ]

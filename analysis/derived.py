@@ -12,7 +12,8 @@ import pandas as pd
 from tabulate import tabulate
 
 from analysis.compare import comparison_matrix
-from analysis.decide import Decision, decide, next_step
+from analysis.decide import decide, next_step
+from analysis.decision import Decision
 from analysis.load import PathLike, Run, load
 from analysis.rows import SCHEMA_VERSION, ResultsError
 from analysis.text import evidence, show_controls, show_matrix, summary_text, what_was_run

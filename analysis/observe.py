@@ -10,6 +10,8 @@ import pandas as pd
 from analysis.compare import BASELINES, CONTROLS, best_of, treatment
 from analysis.load import Run
 from analysis.margins import CONTROL_MARGIN, GENERALISES
+from analysis.statistics import bootstrap_interval
+from search_spaces.rules import CONFIDENCE
 
 NOT_READ = "this accuracy does not show that the demonstrations are read"
 
@@ -27,6 +29,9 @@ class Observation:
     experiment: str
     n: int = 0
     value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    """Bootstrap interval of `value` over the seeds; NaN for one seed."""
     stopped: int = 0
     problem: str | None = None
     numbers: dict[str, float] = field(default_factory=dict)
@@ -60,7 +65,7 @@ class Observation:
         if self.stopped == self.n:
             return f"{self.id} was stopped by the bar at {percent(self.value)}"
         some = f" ({self.stopped} of {self.n} seeds stopped by the bar)" if self.stopped else ""
-        return f"{self.id} {percent(self.value)}{some}"
+        return f"{self.id} {percent(self.value)}{interval_text(self.low, self.high)}{some}"
 
 
 def observe(run: Run, experiment: str) -> Observation:
@@ -71,10 +76,13 @@ def observe(run: Run, experiment: str) -> Observation:
     if trials.empty:
         return Observation(experiment, problem=f"{name} is not part of this run")
     problem = _problem(name, trials)
+    low, high = bootstrap_interval(trials["accuracy"].tolist())
     return Observation(
         experiment=experiment,
         n=len(trials),
         value=_mean(trials, "accuracy"),
+        low=low,
+        high=high,
         stopped=int((trials["status"] == "stopped").sum()),
         problem=problem,
         numbers=_numbers(trials),
@@ -92,6 +100,13 @@ def percent(value: float) -> str:
     if text.endswith(".0") and abs(100 * value - float(text)) > 1e-7:
         text = f"{100 * value:.3f}"
     return f"{text} %"
+
+
+def interval_text(low: float, high: float) -> str:
+    """`` (95 % interval 90.1 to 94.0 %)``; empty without an interval."""
+    if math.isnan(low):
+        return ""
+    return f" ({100 * CONFIDENCE:g} % interval {100 * low:.1f} to {100 * high:.1f} %)"
 
 
 def controls_gap(trials: pd.DataFrame, metric: str) -> tuple[float, float]:
@@ -132,6 +147,9 @@ def _numbers(trials: pd.DataFrame) -> dict[str, float]:
     numbers = {name: _mean(trials, column) for name, column in columns.items()}
     numbers["best trivial baseline"] = best_of(trials, "baseline", BASELINES, "accuracy")
     numbers["normal demonstrations"], numbers["best control"] = controls_gap(trials, "accuracy")
+    numbers["train accuracy, low"], numbers["train accuracy, high"] = bootstrap_interval(
+        trials["accuracy"].tolist()
+    )
     exact = controls_gap(trials, "exact_accuracy")
     numbers["normal demonstrations, exact"], numbers["best control, exact"] = exact
     return {name: value for name, value in numbers.items() if not math.isnan(value)}

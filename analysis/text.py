@@ -9,7 +9,8 @@ from collections.abc import Iterable
 import pandas as pd
 
 from analysis.compare import CONTROLS, INCLUSION, comparison_matrix
-from analysis.decide import Decision, decide, next_step
+from analysis.decide import decide, next_step
+from analysis.decision import Decision
 from analysis.load import Run
 from analysis.observe import observe, percent
 

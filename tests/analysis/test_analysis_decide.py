@@ -13,9 +13,10 @@ import analysis
 import search_spaces
 from analysis import Decision
 from analysis.compare import by_bar, treatment
-from analysis.decide import command, next_step
+from analysis.decide import next_step
 from analysis.margins import CONTROL_MARGIN, GENERALISES
 from analysis.observe import percent
+from analysis.steps import command
 from search_spaces import rules
 
 Decided = dict[str, Decision]
@@ -51,9 +52,11 @@ def test_the_control(tmp_path: Path, accuracy: float, verdict: str, follow: str 
     control = after(tmp_path, accuracy, 0.85, 0.85, 0.85)["E1a"]
     assert control.verdict == verdict
     assert control.label == "observed, n = 1"
-    assert (control.next or "").startswith(f"python -m etrm_tune.run {follow}" if follow else "")
+    assert [step.target for step in control.next] == ([follow] if follow else [])
     if follow is None:
-        assert control.next is None and "the document has no rule" in control.text
+        assert "the document has no rule" in control.text
+    else:
+        assert control.next[0].command.startswith(f"python -m etrm_tune.run {follow}")
     assert "> 90 %" in control.rule
 
 
@@ -332,8 +335,8 @@ def test_exactly_at_a_threshold_over_seeds_is_not_above_it(tmp_path: Path) -> No
 
 
 def test_a_run_without_phase_1_has_no_decisions(tmp_path: Path) -> None:
-    writer = FolderWriter(tmp_path / "run", target="overfit/E1b")
-    writer.add("overfit/E1b", 0.95)
+    writer = FolderWriter(tmp_path / "run", target="overfit/E1d")
+    writer.add("overfit/E1d", 0.95)  # no rule of the plan reads it
     run = analysis.load(writer.path)
     assert analysis.decide(run) == []
     assert "none of phase 1" in next_step(run, [])[0]

@@ -121,7 +121,7 @@ def test_the_paper_profile_is_not_called_scaled(tmp_path: Path) -> None:
 
 def test_a_run_without_a_decoder_says_so(tmp_path: Path) -> None:
     writer = FolderWriter(tmp_path / "run")
-    writer.add("overfit/E4a", 0.95)
+    writer.add("overfit/E4b", 0.95)
     text = summary_text(analysis.load(writer.path))
     assert "decoder: none, the arms train from scratch" in text
     assert "no decision point applies" in text
