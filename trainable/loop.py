@@ -112,7 +112,7 @@ def _run(trial: Trial, recorder: Recorder, report: Report | None, *, progress: b
                 status, reason = "diverged", f"{what} not finite at step {trial.step}"
             else:
                 if evaluates:
-                    row |= trial.evaluate()
+                    row |= trial.evaluate() | trial.compare()
                 if last:
                     row |= trial.controls()
             trial.wall_s += time.perf_counter() - began

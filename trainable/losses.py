@@ -166,3 +166,12 @@ def act_loss(
         for name, value in per_row.items():
             sums[prefix + name] = torch.where(chosen, value.double(), 0.0).sum()
     return total, {name: value.detach() for name, value in sums.items()}
+
+
+def add_identity(
+    loss: Tensor, sums: dict[str, Tensor], distance: Tensor, weight: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`act_loss` with weight · Σ rows `distance` (B) added; the sums gain `identity_loss`."""
+    term = distance.sum().double()
+    loss = loss + weight * term
+    return loss, sums | {"identity_loss": term.detach(), "loss": loss.detach()}

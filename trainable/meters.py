@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-LOSSES = ("loss", "lm_loss", "q_halt_loss", "q_continue_loss", "kl_loss")
+LOSSES = ("loss", "lm_loss", "q_halt_loss", "q_continue_loss", "kl_loss", "identity_loss")
 COUNTED = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
 NORMS = ("encoder_norm", "decoder_norm", "total_norm", "clip_factor")
 

@@ -6,8 +6,10 @@ is written and read is `trainable.trial_state`.
 
 from __future__ import annotations
 
+import json
 import math
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,11 @@ from trainable import decoder
 from trainable.collective import any_worker, gather
 from trainable.config import TrialConfig
 from trainable.data import ArcData
-from trainable.diagnostics import context_diagnostics
+from trainable.diagnostics import encoder_diagnostics, observe
 from trainable.errors import CheckpointError, ConfigError
 from trainable.evaluate import demonstration_controls, evaluate, ranks, to_tensors
-from trainable.losses import act_loss
+from trainable.interface import Interface, interface_metrics, read_interface
+from trainable.losses import act_loss, add_identity
 from trainable.meters import IntervalSums, interval_metrics
 from trainable.models import Carry, build_model
 from trainable.random import RowGenerator, torch_generator
@@ -56,6 +59,7 @@ class Trial:
         sized = {"num_puzzle_identifiers": self.data.num_puzzle_identifiers}
         self.model = build_model(config.replace(**sized).model, seed=config.seed)
         self.decoder: decoder.Decoder | None = None
+        self.interface: Interface | None = None
         if config.pretrained_decoder:
             self._load_decoder()
         self.model.to(self.device).train()
@@ -72,7 +76,7 @@ class Trial:
         }
         self.sums = IntervalSums(_longest_run(config), self.device)
         self.carries: list[Carry] = []  # one per micro batch
-        self.contexts: list[Tensor] = []
+        self.seen: list[dict[str, Tensor]] = []  # of the last ACT step, for diagnostics
         self.step, self.samples, self.wall_s = 0, 0, 0.0
         self.last_row: dict[str, Any] = {}
         self.tasks: list[dict[str, Any]] = []
@@ -97,6 +101,13 @@ class Trial:
                 f"({sorted(seen & set(self.data.train_ids))[0]} …): give another, or pass "
                 f"--decoder-puzzles same"
             )
+        self.interface = read_interface(
+            config.decoder,
+            config.model,
+            self.data,
+            identity=config.identity_weight > 0,
+            device=self.device,
+        )
 
     # --- one step ---------------------------------------------------------------------------------
 
@@ -134,7 +145,7 @@ class Trial:
         several = len(parts) > 1
         before = {name: draw.get_state() for name, draw in draws.items()} if several else {}
         total: dict[str, Tensor] = {}
-        self.contexts = []
+        self.seen = []
         for at, (part, rows) in enumerate(zip(parts, self.micro_batches, strict=True)):
             if several:
                 for name, state in before.items():
@@ -151,12 +162,17 @@ class Trial:
                 kl_weight=config.kl_weight,
                 kl_scaling=config.kl_scaling,
             )
+            if config.identity_weight:
+                assert self.interface is not None
+                identifiers = carry.current_data["puzzle_identifiers"]
+                distance = self.interface.distance(outputs["context"], identifiers)
+                loss, sums = add_identity(loss, sums, distance, config.identity_weight)
             if loss.requires_grad:  # not with a frozen decoder where nothing was encoded
                 (loss / config.global_batch_size).backward()  # type: ignore[no-untyped-call]
             self.updater.collect()
+            whole = config.model.encode_mode != "cached"
+            self.seen.append(observe(outputs, self.carries[at], carry, whole=whole))
             self.carries[at] = carry
-            if "context" in outputs:
-                self.contexts.append(outputs["context"].detach())
             total = _added(total, sums) if at else sums
         return total
 
@@ -173,6 +189,8 @@ class Trial:
             losses.add("kl_loss")
         if not config.model.no_ACT_continue:
             losses.add("q_continue_loss")
+        if config.identity_weight:
+            losses.add("identity_loss")
         row: dict[str, Any] = {
             "step": self.step,
             "epoch": self.step * config.global_batch_size / self._rows_per_epoch,
@@ -185,29 +203,42 @@ class Trial:
         if encoder is not None:
             row["train/encoder_frozen"] = float(updater.encoder_frozen(self.step))
             row["train/decoder_frozen"] = float(updater.decoder_frozen(self.step))
-        if self.contexts:
-            base = joined([carry.current_data["base_puzzle"] for carry in self.carries])
-            context = joined(self.contexts)[:, : config.model.context_positions]
+        if encoder is not None:
+            seen = {name: joined([part[name] for part in self.seen]) for name in self.seen[0]}
             if self.world > 1:
-                context, base = gather(context), gather(base)
-            found = context_diagnostics(context, base)
+                seen = {name: gather(value) for name, value in seen.items()}
+            found = encoder_diagnostics(seen, tokens=config.model.context_positions)
             values = torch.stack(list(found.values())).tolist()
             row |= {f"encoder/{name}": v for name, v in zip(found, values, strict=True)}
         return row
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out evaluation with the averaged weights (raw ones without EMA)."""
+        """Held-out evaluation with the averaged weights (raw ones without EMA).
+
+        With `eval_raw` the last one is followed by one of the raw weights, ``eval_raw/…``.
+        """
         if not self.data.eval_groups:
             return {}
-        size = self._evaluation_batch
+        model, data, size = self.model, self.data, self._evaluation_batch
         ema = self.updater.ema
         if ema is None:
-            result = evaluate(self.model, self.data, size, device=self.device)
+            result = evaluate(model, data, size, device=self.device)
         else:
             with ema.applied():
-                result = evaluate(self.model, self.data, size, device=self.device)
-        self.tasks = result.tasks
-        return result.metrics
+                result = evaluate(model, data, size, device=self.device)
+        self.tasks, metrics = result.tasks, result.metrics
+        if ema is not None and self.config.eval_raw and self.step == self.total_steps:
+            raw = evaluate(model, data, size, device=self.device, prefix="eval_raw")
+            metrics = metrics | raw.metrics
+        return metrics
+
+    def compare(self) -> dict[str, float]:
+        """Contexts against the puzzle embeddings of the decoder's file, with the raw weights."""
+        if self.interface is None:
+            return {}
+        return interface_metrics(
+            self.model, self.data, self.interface, self._evaluation_batch, device=self.device
+        )
 
     def controls(self) -> dict[str, float]:
         """Demonstration controls of an ETRM, with the raw weights."""
@@ -221,6 +252,11 @@ class Trial:
             device=self.device,
         )
 
+    @cached_property
+    def identifiers(self) -> str:
+        """Names of all puzzle identifiers in order, a JSON list."""
+        return json.dumps(list(self.data.identifier_names))
+
     @property
     def _evaluation_batch(self) -> int:
         """Rows over all workers: at least 64, since small batches waste a processor."""
@@ -231,9 +267,11 @@ class Trial:
         return len(self.data.train_groups) * self.data.mean_queries
 
     def steps_of(self, epochs: float) -> int:
+        """Optimizer steps of so many epochs, at least 1."""
         return max(1, round(epochs * self._rows_per_epoch / self.config.global_batch_size))
 
     def any(self, value: bool) -> bool:
+        """Whether any worker says so."""
         return any_worker(value, world=self.world, device=self.device)
 
     def is_finite(self) -> bool:

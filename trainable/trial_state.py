@@ -40,7 +40,11 @@ def save(trial: Trial) -> None:
     if trial.rank > 0:
         return
     ema = trial.updater.ema
+    names: dict[str, str] = {}
+    if trial.config.model.kind == "trm":  # rows of the puzzle table
+        names["identifiers"] = trial.identifiers
     state = {
+        **names,
         "config": trial.config.model_dump_json(),
         "identity": trial.identity,
         "semantics_version": SEMANTICS_VERSION,
