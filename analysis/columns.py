@@ -79,6 +79,9 @@ TRIALS: tuple[Column, ...] = (
     Column("steps", "float", "ACT steps", _NO_ROWS, f"train/steps, mean {WINDOW}"),
     Column("loss", "float", "per row", _NO_ROWS, f"train/loss, mean {WINDOW}"),
     Column("lm_loss", "float", "per row", _NO_ROWS, f"train/lm_loss, mean {WINDOW}"),
+    Column("encoder_gradient", "float", "L2 norm", _NO_ROWS, f"grad/encoder_norm, mean {WINDOW}"),
+    Column("decoder_gradient", "float", "L2 norm", _NO_ROWS, f"grad/decoder_norm, mean {WINDOW}"),
+    Column("token_std", "float", "activation units", _NO_ROWS, f"of the context, mean {WINDOW}"),
     Column("best_accuracy", "float", "share", _NO_ROWS, "highest train/accuracy of a single row"),
     Column(
         "steps_to_80",
@@ -90,6 +93,8 @@ TRIALS: tuple[Column, ...] = (
     Column("samples_to_80", "float", "samples", "never reached", "samples seen at steps_to_80"),
     Column("steps_to_90", "float", "optimizer steps", "never reached", "same for 90 %"),
     Column("samples_to_90", "float", "samples", "never reached", "samples seen at steps_to_90"),
+    Column("epochs_to_80", "float", "passes over the groups", "never reached", "same in epochs"),
+    Column("epochs_to_90", "float", "passes over the groups", "never reached", "same in epochs"),
     Column(
         "stability",
         "float",
@@ -100,6 +105,7 @@ TRIALS: tuple[Column, ...] = (
     Column("eval/*", "float", "share, count for scheduled and num_aug", _NO_EVAL, "last value"),
     Column("control/*", "float", "share", _NO_CONTROL, "demonstration controls, last row"),
     Column("baseline/*", "float", "share", _NO_CONTROL, "trivial baselines, last row"),
+    Column("interface/*", "float", "see architecture", "no puzzle table", "last value"),
     Column("result/*", "float", "as recorded", "not recorded", "other numbers of result.json"),
     Column("config/*", "any", "as configured", _NO_CONFIG, "one column per flat option"),
 )

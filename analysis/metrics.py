@@ -19,11 +19,14 @@ WINDOWED: dict[str, Measure] = {
     "q_halt_base_rate": replace(rules.Q_HALT_ACCURACY, metric="train/q_halt_base_rate"),
     "steps": rules.STEPS,
     "loss": rules.TRAIN_LOSS,
-    "lm_loss": replace(rules.TRAIN_LOSS, metric="train/lm_loss"),
+    "lm_loss": rules.LM_LOSS,
+    "encoder_gradient": rules.ENCODER_GRADIENT,
+    "decoder_gradient": replace(rules.ENCODER_GRADIENT, metric="grad/decoder_norm"),
+    "token_std": rules.TOKEN_STD,
 }
 """Column of the trials table → how it is taken from the curve (`search_spaces.rules`)."""
 
-_LAST_FAMILIES = ("eval/", "control/", "baseline/")
+_LAST_FAMILIES = ("eval/", "control/", "baseline/", "interface/")
 
 
 def measure(curve: pd.DataFrame, how: Measure) -> float:
@@ -88,9 +91,9 @@ def summarize(curve: pd.DataFrame) -> dict[str, float]:
     )
     for level in rules.CONVERGENCE_LEVELS:
         row = reached(curve, level)
-        for unit in ("step", "samples"):
+        for unit in ("step", "samples", "epoch"):
             known = row is not None and unit in curve
-            name = f"{'steps' if unit == 'step' else unit}_to_{100 * level:.0f}"
+            name = f"{unit.removesuffix('s')}s_to_{100 * level:.0f}"
             summary[name] = float(_array(curve, unit)[row]) if known else math.nan
     summary["stability"] = stability(curve)
     for column in curve.columns:
