@@ -141,6 +141,7 @@ LAPTOP = Profile(
         Factor("encoder_freeze_steps", Scale(LAPTOP_BUDGET), "budget", "as epochs"),
         Factor("global_batch_size", Scale(Fraction(1, 8)), "budget", "256 to 32, 128 to 16"),
         Factor("ema_rate", Horizon(Fraction(1, 10)), "budget", "1,000 steps to 100"),
+        Factor("eval_raw", Fix(False), "runtime", "a second evaluation takes half a minute"),
         Factor("log_interval", Fix(5), "budget", "about a hundred rows per trial"),
         Factor("checkpoint_interval", Fix(100), "budget", "half a minute lost at most"),
         Factor("forward_dtype", Fix("float32"), "runtime", "CPUs compute bfloat16 slowly"),

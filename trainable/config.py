@@ -31,6 +31,7 @@ _OUTSIDE_IDENTITY = (
     "keep_checkpoints",
     "checkpoint_interval",
     "log_interval",
+    "eval_raw",
 )
 """Options that decide where and how often something is written, not the numbers of a trial."""
 
@@ -238,6 +239,9 @@ class TrialConfig(_Frozen):
     grad_clip_norm: float = Field(0.0, ge=0, description="global norm, 0 = off")
     ema: bool = True
     ema_rate: float = Field(0.999, ge=0, le=1)
+    eval_raw: bool = Field(
+        True, description="with EMA: evaluate the raw weights too, at the last evaluation"
+    )
     kl_weight: float = Field(0.0, ge=0, description="weight of the KL term per sample")
     kl_scaling: Literal["sample", "reference"] = Field(
         "sample", description="reference: the batch's mean KL, whatever the batch size (A6)"

@@ -1,5 +1,9 @@
 """Evaluation of a model: full ACT on held-out queries with voting, and the demonstration controls.
 
+Padding rows of a batch are not computed. Demonstrations that cannot change are encoded once per
+row, the recurrent encoders' at every ACT step. Gradients are off, but not in inference mode:
+layouts are cached and shared with training, whose graph may not hold inference tensors.
+
 Shape legend: B rows, S cells, P prefix tokens, D width.
 """
 
@@ -7,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from trainable.data import ArcData
 from trainable.data.batches import Batch
@@ -35,10 +40,11 @@ another puzzle's demonstrations."""
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`metrics` by row name (``eval/…``) and one dictionary per scheduled puzzle."""
+    """`metrics` by row name (``eval/…``), one dictionary per scheduled puzzle, and the votes."""
 
     metrics: dict[str, float]
     tasks: list[dict[str, Any]]
+    voting: ArcVoting = field(repr=False)
 
 
 def to_tensors(batch: Batch, device: torch.device) -> dict[str, Tensor]:
@@ -46,6 +52,12 @@ def to_tensors(batch: Batch, device: torch.device) -> dict[str, Tensor]:
     return {
         name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.items()
     }
+
+
+def real_rows(batch: Batch) -> Batch:
+    """The batch without its padding rows (identifier 0), which stand at its end or anywhere."""
+    real = batch["puzzle_identifiers"] != 0
+    return batch if real.all() else {name: array[real] for name, array in batch.items()}
 
 
 @contextmanager
@@ -65,7 +77,7 @@ def run_act(
 ) -> Outputs:
     """All `halt_max_steps` ACT steps on a batch; the last step's outputs.
 
-    The demonstrations are encoded once (they never change within a row). Call in evaluation mode.
+    `context` (B, P, D) replaces the encoder's. Call in evaluation mode.
     """
     carry = model.initial_carry(batch)
     outputs = Outputs()
@@ -84,7 +96,10 @@ class _Sums:
         self.values = torch.zeros(len(self.names), dtype=torch.float64, device=device)
 
     def add(self, outputs: Outputs, batch: dict[str, Tensor]) -> None:
-        """Add a batch; rows without labels (padding, unknown solutions) count nowhere."""
+        """Add a batch without padding; rows of unknown solution count nowhere.
+
+        A row that has no label because its output lies outside its canvas counts as wrong.
+        """
         loss, correct, count = row_scores(outputs, outputs["labels"])
         right = correct == count
         if "fits" in batch:
@@ -102,7 +117,6 @@ class _Sums:
             ]
         )
         scored = (count > 0) | (~batch["fits"] if "fits" in batch else count < 0)
-        scored = scored & (batch["puzzle_identifiers"] != 0)
         self.values += torch.where(scored, rows, 0.0).sum(1)
 
     def means(self) -> dict[str, float]:
@@ -118,23 +132,47 @@ class _Sums:
 
 
 def evaluate(
-    model: RecursiveModel, data: ArcData, batch_size: int, *, device: torch.device
+    model: RecursiveModel,
+    data: ArcData,
+    batch_size: int,
+    *,
+    device: torch.device,
+    prefix: str = "eval",
+    progress: bool = False,
 ) -> Evaluation:
     """Score every held-out query with every evaluation augmentation, and vote.
 
-    `batch_size` counts rows over all workers. No votes are kept between calls.
+    Args:
+        model: with the weights to evaluate.
+        data: its evaluation groups; over several workers each takes its rows of every batch.
+        batch_size: rows over all workers.
+        device: of the model.
+        prefix: of the metrics' names.
+        progress: show a bar on rank 0.
+
+    No votes are kept between calls. A worker without rows takes part in the reduction alone.
     """
     rank, world = ranks()
     voting = ArcVoting(data.eval_puzzles(), data.identifier_names, num_aug=data.eval_num_aug)
     sums = _Sums(device)
     with evaluation_mode(model):
-        for arrays in data.eval_batches(batch_size, rank=rank, world=world):
+        for arrays in tqdm(
+            data.eval_batches(batch_size, rank=rank, world=world),
+            total=-(-data.num_eval_rows() // batch_size),
+            unit="batch",
+            desc=prefix,
+            disable=not progress or rank > 0,
+            leave=False,
+        ):
+            arrays = real_rows(arrays)
+            if not len(arrays["inputs"]):
+                continue
             batch = to_tensors(arrays, device)
             outputs = run_act(model, batch)
             sums.add(outputs, batch)
             voting.update(
-                batch["puzzle_identifiers"],
-                batch["inputs"],
+                arrays["puzzle_identifiers"],
+                arrays["inputs"],
                 outputs["logits"].argmax(-1),
                 outputs["q_halt_logits"],
             )
@@ -145,12 +183,12 @@ def evaluate(
         for state in states:
             voting.merge(state)
     result, means = voting.result(), sums.means()
-    count = means.pop("count")
-    metrics = {f"eval/{name}": value for name, value in means.items()}
-    metrics["eval/loss"] = metrics["eval/lm_loss"] + 0.5 * metrics["eval/q_halt_loss"]
-    metrics["eval/steps"] = float(model.config.halt_max_steps)  # every row runs all of them
-    metrics |= {"eval/rows": count, "eval/num_aug": float(data.eval_num_aug)} | result.metrics()
-    return Evaluation(metrics, result.tasks)
+    means["rows"] = means.pop("count")
+    means["loss"] = means["lm_loss"] + 0.5 * means["q_halt_loss"]
+    means["steps"] = float(model.config.halt_max_steps)  # every row runs all of them
+    means["num_aug"] = float(data.eval_num_aug)
+    metrics = {f"{prefix}/{name}": value for name, value in means.items()}
+    return Evaluation(metrics | result.metrics(prefix), result.tasks, voting)
 
 
 def demonstration_controls(
@@ -177,6 +215,7 @@ def demonstration_controls(
                     arrays = shuffle_demos(arrays, rng)
                 elif way == "other":
                     arrays = other_demos(data, arrays)
+                arrays = real_rows(arrays)
                 batch = to_tensors(arrays, device)
                 context = None
                 if way == "zeroed":

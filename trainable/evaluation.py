@@ -61,12 +61,12 @@ class VotingResult:
         ratio = self.scheduled / self.answered if self.answered else float("nan")
         return {k: score * ratio for k, score in self.pass_at.items()}
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, prefix: str = "eval") -> dict[str, float]:
         """Names for a row: ``eval/pass@k``, ``eval/scheduled``, ``eval/answered``."""
-        named = {f"eval/pass@{k}": score for k, score in self.pass_at.items()}
+        named = {f"{prefix}/pass@{k}": score for k, score in self.pass_at.items()}
         return named | {
-            "eval/scheduled": float(self.scheduled),
-            "eval/answered": float(self.answered),
+            f"{prefix}/scheduled": float(self.scheduled),
+            f"{prefix}/answered": float(self.answered),
         }
 
 
@@ -237,6 +237,10 @@ class ArcVoting:
     def _possible(self, k: int) -> bool:
         return self._num_aug is None or k <= self._num_aug + 1
 
+    def grid(self, candidate: Candidate) -> list[list[int]]:
+        """The colours of a candidate's output, row by row; may be empty."""
+        return self._grids[candidate.hash]
+
     def submission(self) -> dict[str, list[dict[str, list[list[int]]]]]:
         """Two attempts for every test pair of every scheduled puzzle, in Kaggle's format.
 
@@ -247,7 +251,7 @@ class ArcVoting:
         for name in self._puzzles:
             attempts = []
             for candidates in self.ranking(name):
-                grids = [self._grids[c.hash] for c in candidates[:2]] or [PLACEHOLDER]
+                grids = [self.grid(c) for c in candidates[:2]] or [PLACEHOLDER]
                 attempts.append({"attempt_1": grids[0], "attempt_2": grids[-1]})
             entries[name] = attempts
         return entries

@@ -149,7 +149,7 @@ def test_controls_are_what_they_say(folder: Path, monkeypatch: pytest.MonkeyPatc
     found = demonstration_controls(model, data, 64, seed=0, device=CPU)
     (normal, none), (zeroed, context), (shuffled, _), (other, _) = seen
     assert none is None
-    assert context is not None and context.shape == (64, 4, 32) and not context.any()
+    assert context is not None and context.shape == (9, 4, 32) and not context.any()
     for batch in (zeroed, shuffled, other):
         for name in ("inputs", "labels", "canvas", "puzzle_identifiers"):
             assert torch.equal(batch[name], normal[name]), name

