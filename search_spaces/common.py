@@ -12,6 +12,10 @@ DEEP_ENCODER = "reduced from 256: the deeper encoder needs the memory"
 KL_WEIGHT = 1e-4
 """Weight of the KL term per sample: the default of the ETRM repository's loss head."""
 
+FOR_EVER = 1_000_000
+"""Steps of a freeze that never ends: beyond any run. The documents write 999999; a round number
+keeps its ratio to other freezes in every profile."""
+
 SMALLER_BATCH = frozenset({"global_batch_size", "batch_size_reason"})
 """What follows from a deeper encoder."""
 
