@@ -16,10 +16,9 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO
 
 import torch
-import torch.distributed as dist
 
 from trainable.config import SEMANTICS_VERSION, ModelConfig, TrialConfig
 from trainable.errors import CheckpointError, UserError
@@ -29,7 +28,6 @@ SCHEMA_VERSION = 1
 _STEP = re.compile(r"step-(\d+)\.pt$")
 
 State = dict[str, Any]
-T = TypeVar("T")
 
 
 class StorageError(UserError):
@@ -41,11 +39,20 @@ class StorageError(UserError):
 
 def write_atomically(path: Path, state: Any) -> None:
     """`torch.save` to a temporary file, flushed to disk, then renamed over `path`."""
+    _replace(path, lambda file: torch.save(state, file))
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """The same for text in UTF-8."""
+    _replace(path, lambda file: file.write(text.encode()))
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            torch.save(state, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -61,7 +68,10 @@ def storage_error(path: Path, error: Exception) -> StorageError:
     if number == errno.ENOSPC or "enospc" in str(error).lower():
         return StorageError(f"disk full while writing {path}: free space, then run again")
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return StorageError(f"cannot write {path} (read-only or no permission): choose --runs DIR")
+        return StorageError(
+            f"cannot write {path} (read-only or no permission): choose another folder "
+            f"(--runs DIR, --out FOLDER)"
+        )
     return StorageError(f"cannot write {path}: {str(error).splitlines()[0]}")
 
 
@@ -130,19 +140,33 @@ def read_own(path: str | Path) -> State:
     state = read(path)
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a training checkpoint of etrm-tune")
-    if state["schema_version"] > SCHEMA_VERSION:
+    if not isinstance(version := state.get("schema_version"), int):
+        raise CheckpointError(f"{path} has no schema version: give the file as it was written")
+    if version > SCHEMA_VERSION:
         raise CheckpointError(f"{path} was written by a newer etrm-tune: upgrade to read it")
     return state
 
 
-def stored_config(state: State) -> TrialConfig:
-    """The configuration that a checkpoint of ours was trained with."""
-    return TrialConfig(**json.loads(state["config"]))
+def stored_config(state: State) -> TrialConfig | None:
+    """The configuration that a checkpoint of ours was trained with; None where only its model is
+    known (weights that came from elsewhere)."""
+    config = _config(state)
+    return None if config.keys() == {"model"} else TrialConfig(**config)
 
 
 def stored_model(state: State) -> ModelConfig:
     """The model options in a checkpoint of ours, a whole one or weights alone."""
-    return ModelConfig(**json.loads(state["config"])["model"])
+    return ModelConfig(**_config(state)["model"])
+
+
+def _config(state: State) -> dict[str, Any]:
+    try:
+        config = json.loads(state["config"])
+        if isinstance(config["model"], dict):
+            return dict(config)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        pass
+    raise CheckpointError("a checkpoint lacks its configuration: give the file as it was written")
 
 
 def check_resume(state: State, config: TrialConfig, data_hash: str, path: Path) -> None:
@@ -160,30 +184,3 @@ def check_resume(state: State, config: TrialConfig, data_hash: str, path: Path) 
         raise CheckpointError(
             f"{path} belongs to another configuration or data set: start the run under a new name"
         )
-
-
-# --- several workers -------------------------------------------------------------------------
-
-
-def together(action: Callable[[], T]) -> T:
-    """Run `action` on every worker; a `UserError` on one is raised on all of them.
-
-    Reading or writing files can fail on one worker alone; the others must not wait for it in the
-    next exchange. Outside torch.distributed it just runs.
-    """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return action()
-    problem: UserError | None = None
-    result: T | None = None
-    try:
-        result = action()
-    except UserError as error:
-        problem = error
-    problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, None if problem is None else str(problem))
-    if problem is not None:
-        raise problem
-    for rank, text in enumerate(problems):
-        if text is not None:
-            raise CheckpointError(f"worker {rank}: {text}")
-    return result  # type: ignore[return-value]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trainable import decoder
-from trainable.collective import any_worker, gather
+from trainable.collective import any_worker, gather, together
 from trainable.config import TrialConfig
 from trainable.data import ArcData
 from trainable.diagnostics import encoder_diagnostics, observe
@@ -61,7 +61,7 @@ class Trial:
         self.decoder: decoder.Decoder | None = None
         self.interface: Interface | None = None
         if config.pretrained_decoder:
-            self._load_decoder()
+            together(self._load_decoder)
         self.model.to(self.device).train()
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.updater = Updater(self.model, config, total_steps=self.total_steps, world=self.world)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainable import checkpoint
-from trainable.collective import gather
+from trainable.collective import gather, together
 from trainable.config import SEMANTICS_VERSION
 from trainable.models import Carry, RecursiveModel
 from trainable.models.act import InnerCarry
@@ -37,8 +37,10 @@ def save(trial: Trial) -> None:
         sums[len(trial.sums.summed) :] = trial.sums.values[len(trial.sums.summed) :]
     else:
         sums = trial.sums.values
-    if trial.rank > 0:
-        return
+    together(lambda: _write(trial, rows, sums) if trial.rank == 0 else None)
+
+
+def _write(trial: Trial, rows: dict[str, Tensor], sums: Tensor) -> None:
     ema = trial.updater.ema
     names: dict[str, str] = {}
     if trial.config.model.kind == "trm":  # rows of the puzzle table
@@ -74,15 +76,9 @@ def resume(trial: Trial, source: str | Path | None) -> int:
     """
     if source is None:
         return 0
-    if source == "auto":
-        found = _newest(trial)
-        if found is None:
-            return 0
-        path, state = found
-    else:
-        path = Path(source)
-        state = checkpoint.read_own(path)
-    checkpoint.check_resume(state, trial.config, trial.data.data_hash, path)
+    state = together(lambda: _read(trial, source))
+    if state is None:
+        return 0
     trial.step, trial.samples, trial.wall_s = state["step"], state["samples"], state["wall_s"]
     trial.model.load_state_dict(state["model"])
     if trial.updater.ema is not None:
@@ -106,6 +102,20 @@ def resume(trial: Trial, source: str | Path | None) -> int:
         for part in trial.micro_batches
     ]
     return trial.step
+
+
+def _read(trial: Trial, source: str | Path) -> checkpoint.State | None:
+    """The checkpoint to continue from, checked to be this trial's; None where there is none."""
+    if source == "auto":
+        found = _newest(trial)
+        if found is None:
+            return None
+        path, state = found
+    else:
+        path = Path(source)
+        state = checkpoint.read_own(path)
+    checkpoint.check_resume(state, trial.config, trial.data.data_hash, path)
+    return state
 
 
 def _newest(trial: Trial) -> tuple[Path, checkpoint.State] | None:

@@ -109,7 +109,7 @@ def _own(path: Path, state: checkpoint.State) -> WeightsFile:
         kind="etrm-tune",
         sets=sets,
         options=checkpoint.stored_model(state).model_dump(),
-        trial=checkpoint.stored_config(state) if "optimizer" in state else None,
+        trial=checkpoint.stored_config(state),
         step=state.get("step"),
         exposure=state.get("exposure"),
         identifiers=None if names is None else json.loads(names),

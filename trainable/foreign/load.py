@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from trainable.config import ModelConfig, TrialConfig
-from trainable.errors import CheckpointError, ConfigError
+from trainable.encoder_options import RECURRENT_ENCODERS
+from trainable.errors import CheckpointError, UserError
 from trainable.foreign.files import Kind, Weights, WeightsFile, open_weights
 from trainable.foreign.names import PUZZLE_TABLE
 from trainable.models import RecursiveModel, build_model
@@ -74,6 +75,16 @@ def load_model(
     file = open_weights(path, config=config, identifiers=identifiers)
     if file.kind == "etrm-tune" and config is not None:
         raise CheckpointError(f"{file.path} carries its configuration: leave out the given one")
+    return model_of(file, weights=weights, options=options)
+
+
+def model_of(
+    file: WeightsFile,
+    *,
+    weights: Weights | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> LoadedModel:
+    """`load_model` of a file that has been read."""
     label, tensors = file.choose(weights)
     model_config, notes = config_for(file, tensors, options or {})
     model = build_model(model_config, seed=0)
@@ -107,6 +118,7 @@ def config_for(
     given = dict(file.options)
     encodes = any(name.startswith("encoder.") for name in tensors)
     recurrent = given.get("recurrent_encoder_type") is not None
+    recurrent |= given.get("encoder_type") in RECURRENT_ENCODERS
     kind = given.setdefault("kind", ("etrmtrm" if recurrent else "etrm") if encodes else "trm")
     if encodes == (kind == "trm"):
         has = "an encoder" if encodes else "no encoder"
@@ -115,6 +127,11 @@ def config_for(
             f"beside it"
         )
     notes = []
+    if file.kind == "etrm" and "parity" not in given:
+        given["parity"] = True
+        notes.append(
+            "encoded as the reference does, PAD and empty demonstration slots attended (parity)"
+        )
     for key, value in _sizes(tensors, given).items():
         if key == "lpn_latent_dim" and given.get(key, value) != value:
             notes.append(
@@ -131,7 +148,7 @@ def config_for(
             )
     try:
         return ModelConfig(**given), notes
-    except ConfigError as error:
+    except UserError as error:
         where = file.settings.file if file.settings and file.settings.file else file.path
         raise CheckpointError(f"{where}: {error}") from None
 
