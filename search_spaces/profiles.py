@@ -119,6 +119,7 @@ class Profile:
 
 LAPTOP_BUDGET = Fraction(1, 50)
 LAPTOP_WARMUP = Fraction(1, 20)
+LAPTOP_FREEZE = Fraction(1, 10)
 WORKSTATION_BUDGET = Fraction(1, 4)
 
 LAPTOP = Profile(
@@ -137,8 +138,11 @@ LAPTOP = Profile(
         Factor(
             "lr_warmup_steps", Scale(LAPTOP_WARMUP), "budget", "2,000 to 100: below half of a run"
         ),
-        Factor("freeze_decoder_steps", Scale(LAPTOP_BUDGET), "budget", "as epochs"),
-        Factor("encoder_freeze_steps", Scale(LAPTOP_BUDGET), "budget", "as epochs"),
+        Factor(
+            "freeze_decoder_steps", Scale(LAPTOP_FREEZE), "budget", "2,500 to 250: a fifth of staged"
+        ),
+        Factor("encoder_freeze_steps", Scale(LAPTOP_FREEZE), "budget", "as freeze_decoder_steps"),
+        Factor("unfreeze_warmup_steps", Scale(LAPTOP_WARMUP), "budget", "as lr_warmup_steps"),
         Factor("global_batch_size", Scale(Fraction(1, 8)), "budget", "256 to 32, 128 to 16"),
         Factor("ema_rate", Horizon(Fraction(1, 10)), "budget", "1,000 steps to 100"),
         Factor("eval_raw", Fix(False), "runtime", "a second evaluation takes half a minute"),
@@ -176,8 +180,8 @@ WORKSTATION = Profile(
         Factor("epochs", Scale(WORKSTATION_BUDGET), "budget", "with the batch: steps unchanged"),
         Factor("eval_interval", Scale(WORKSTATION_BUDGET), "budget", "as epochs"),
         Factor("lr_warmup_steps", Scale(WORKSTATION_BUDGET), "budget", "2,000 to 500: below half"),
-        Factor("freeze_decoder_steps", Scale(WORKSTATION_BUDGET), "budget", "as warm-up"),
-        Factor("encoder_freeze_steps", Scale(WORKSTATION_BUDGET), "budget", "as warm-up"),
+        Factor("unfreeze_warmup_steps", Scale(WORKSTATION_BUDGET), "budget", "as lr_warmup_steps"),
+        # Freezes stay as they are, since the number of steps does.
         Factor("global_batch_size", Scale(Fraction(1, 4)), "budget", "four GPUs to one"),
         Factor("canvas", Fix("demos"), "model", "a quarter of the tokens of 30 x 30"),
         Factor("train_subsets", Fix(("training",)), "data", "as without ConceptARC"),
