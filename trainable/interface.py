@@ -61,7 +61,7 @@ class Interface:
 def read_interface(
     path: str | Path, model: ModelConfig, data: ArcData, *, identity: bool, device: torch.device
 ) -> Interface | None:
-    """The puzzle embeddings of a decoder's file; None where it has none (an ETRM's file).
+    """The puzzle embeddings of a decoder's file; None where none was trained (an ETRM's file).
 
     With `identity` every identifier that this trial trains on gets its own embedding, matched by
     name.
@@ -72,7 +72,7 @@ def read_interface(
     file = open_weights(path)
     table = file.tensors.get(PUZZLE_TABLE)
     need = "identity_weight needs a TRM trained on the same puzzles, seed and num_aug"
-    if table is None:
+    if table is None or not bool(table.any()):
         if identity:
             raise CheckpointError(f"decoder {path} has no puzzle embeddings: {need}")
         return None
