@@ -6,13 +6,9 @@ import torch
 from torch import nn
 
 from trainable.config import ModelConfig
-from trainable.errors import ConfigError
 from trainable.models.act import Carry, InnerCarry, Outputs, RecursiveModel
 from trainable.models.encoders import ENCODERS, EncoderOutput
 from trainable.random import derive_seed, torch_generator
-
-KINDS = ("trm", "etrm")
-ENCODE_MODES = ("reencode",)
 
 
 def build_model(config: ModelConfig, *, seed: int | None = None) -> RecursiveModel:
@@ -23,15 +19,8 @@ def build_model(config: ModelConfig, *, seed: int | None = None) -> RecursiveMod
     drawn from torch's global generator.
 
     Raises:
-        ConfigError: an unknown encoder type, or a kind or mode that is not built here.
+        ConfigError: an unknown encoder type, or one of another kind of model.
     """
-    if config.kind not in KINDS:
-        raise ConfigError(f"kind {config.kind!r} is not available: choose from {', '.join(KINDS)}")
-    if config.kind == "etrm" and config.encode_mode not in ENCODE_MODES:
-        raise ConfigError(
-            f"encode_mode {config.encode_mode!r} is not available: choose from "
-            f"{', '.join(ENCODE_MODES)}"
-        )
     if seed is None:
         seed = int(torch.randint(2**31 - 1, ()).item())
     model = RecursiveModel(config)
@@ -41,9 +30,7 @@ def build_model(config: ModelConfig, *, seed: int | None = None) -> RecursiveMod
 
 def _initialise(module: nn.Module, seed: int, prefix: str = "") -> None:
     own = [name for name, _ in module.named_parameters(recurse=False)]
-    own += [
-        name for name in ("H_init", "L_init") if name in dict(module.named_buffers(recurse=False))
-    ]
+    own += [name for name, _ in module.named_buffers(recurse=False) if name.endswith("_init")]
     for name in own:
         init = getattr(module, "init_", None)
         if init is None or name.startswith("gamma_"):
