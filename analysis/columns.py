@@ -103,6 +103,7 @@ TRIALS: tuple[Column, ...] = (
         "std of the differences of successive train/loss values, last third of the steps",
     ),
     Column("eval/*", "float", "share, count for scheduled and num_aug", _NO_EVAL, "last value"),
+    Column("eval_raw/*", "float", "as eval/*", "not asked for", "the same with raw weights"),
     Column("control/*", "float", "share", _NO_CONTROL, "demonstration controls, last row"),
     Column("baseline/*", "float", "share", _NO_CONTROL, "trivial baselines, last row"),
     Column("interface/*", "float", "see architecture", "no puzzle table", "last value"),
@@ -123,6 +124,7 @@ CURVES: tuple[Column, ...] = (
         for family, unit, meaning in (
             ("train", "share, loss per row, ACT steps, rate", "mean since the last row"),
             ("eval", "share, count", "held-out groups"),
+            ("eval_raw", "share, count", "held-out groups, raw weights"),
             ("grad", "L2 norm", "before clipping"),
             ("encoder", "activation units", "encoder diagnostics"),
             ("control", "share", "demonstration controls"),
