@@ -61,9 +61,7 @@ def _check_differences(arm: Experiment, settings: Mapping[str, Mapping[str, Any]
             )
 
 
-def _check_distinct(
-    arms: Sequence[Experiment], settings: Mapping[str, Mapping[str, Any]]
-) -> None:
+def _check_distinct(arms: Sequence[Experiment], settings: Mapping[str, Mapping[str, Any]]) -> None:
     seen: list[Experiment] = []
     for arm in arms:
         if arm.repeats is not None:

@@ -38,7 +38,13 @@ PHASES = {
     "phase2": ("E1b", "E1c", "E3a", "E3b", "E1e"),
     "phase3": ("E4a", "E2d", "E5a_low", "E5a_high"),
     "sensitivity": (
-        "E1d", "E3c", "E4b", "E5a_baseline", "E5b_small", "E5b_baseline", "E5b_large",
+        "E1d",
+        "E3c",
+        "E4b",
+        "E5a_baseline",
+        "E5b_small",
+        "E5b_baseline",
+        "E5b_large",
         "E2e_prefix1",
     ),
 }

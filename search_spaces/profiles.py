@@ -139,7 +139,10 @@ LAPTOP = Profile(
             "lr_warmup_steps", Scale(LAPTOP_WARMUP), "budget", "2,000 to 100: below half of a run"
         ),
         Factor(
-            "freeze_decoder_steps", Scale(LAPTOP_FREEZE), "budget", "2,500 to 250: a fifth of staged"
+            "freeze_decoder_steps",
+            Scale(LAPTOP_FREEZE),
+            "budget",
+            "2,500 to 250: a fifth of staged",
         ),
         Factor("encoder_freeze_steps", Scale(LAPTOP_FREEZE), "budget", "as freeze_decoder_steps"),
         Factor("unfreeze_warmup_steps", Scale(LAPTOP_WARMUP), "budget", "as lr_warmup_steps"),

@@ -35,9 +35,10 @@ def test_arms_that_differ_in_the_plan_differ_alike_in_every_profile(
         search_spaces.resolve(e, revision=revision, profile=profile)
         for e in search_spaces.experiments(revision)
     ]
+    flat = {arm.trial_id: arm.config.flat() for arm in arms}
     for a, b in itertools.combinations(arms, 2):
         planned = differing(a.plan, b.plan)
-        resolved_a, resolved_b = a.config.flat(), b.config.flat()
+        resolved_a, resolved_b = flat[a.trial_id], flat[b.trial_id]
         assert differing(resolved_a, resolved_b) == planned, (a.trial_id, b.trial_id)
         same = {a.experiment.repeats or a.experiment.name} == {
             b.experiment.repeats or b.experiment.name
@@ -46,8 +47,9 @@ def test_arms_that_differ_in_the_plan_differ_alike_in_every_profile(
         for option in planned:
             was = a.plan[option], b.plan[option]
             now = resolved_a[option], resolved_b[option]
-            if is_number(was[0]) and was[1]:
-                assert now[0] / now[1] == pytest.approx(was[0] / was[1], rel=1e-12), option
+            if is_number(was[0]) and is_number(was[1]):
+                # Zero against a number too: zero stays zero, and the number stays above it.
+                assert now[0] * was[1] == pytest.approx(now[1] * was[0], rel=1e-12), option
             else:
                 assert now == was, option
 
@@ -69,6 +71,30 @@ def test_laptop_numbers() -> None:
         assert search_spaces.resolve(f"overfit/{name}").config.global_batch_size == batch
     for name, steps in (("E3a", 8), ("E3b", 32)):
         assert search_spaces.resolve(f"overfit/{name}").config.model.halt_max_steps == steps
+
+
+@pytest.mark.parametrize(("profile", "groups", "queries"), [("laptop", 178, 1.067),
+                                                            ("workstation", 400, 1.04)])  # fmt: skip
+def test_staged_is_frozen_for_a_tenth_to_half_of_its_run(
+    profile: str, groups: int, queries: float
+) -> None:
+    """Groups and mean queries are those of ARC-AGI-1 training that the profile reads."""
+    staged = search_spaces.resolve("frozen/staged", profile=profile).config
+    assert staged.data.max_train_groups is None
+    steps = staged.epochs * groups * queries / staged.global_batch_size
+    assert 0.1 <= staged.freeze_decoder_steps / steps <= 0.5
+    for name in ("frozen_decoder", "frozen_decoder_correct", "prefix1", "trm_style"):
+        config = search_spaces.resolve(f"frozen/{name}", profile=profile).config
+        steps = config.epochs * 32 * queries / config.global_batch_size
+        assert config.freeze_decoder_steps > 2 * steps  # beyond the end
+
+
+def test_modes_and_act_steps_are_subjects_and_stay() -> None:
+    for profile in SIZES:
+        for name, steps in (("L1", 4), ("L2", 8), ("L3", 16)):
+            model = search_spaces.resolve(f"act/{name}", profile=profile).config.model
+            assert (model.encode_mode, model.num_act_steps) == ("online", steps)
+        assert search_spaces.resolve("act/O1", profile=profile).config.model.encode_mode == "cached"
 
 
 def test_paper_is_the_plan_itself() -> None:
