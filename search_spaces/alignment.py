@@ -3,8 +3,9 @@
 Levels: *match*; *intended*, the value is the experiment's or the revision's subject or a common
 setting of its series; *scaled* by the profile; *warning*; *critical*, refused before compute is
 spent unless allowed by option name. Critical are an exploration other than the published one, an
-L_cycles other than the pretrained decoder's, and a canvas other than a given decoder's. (A
-variational encoder without a KL weight is refused by `TrialConfig` itself.)
+L_cycles other than the pretrained decoder's, a canvas other than a given decoder's, a variational
+encoder without a KL weight (refused by `TrialConfig` already), and an option from the command line
+that changes nothing. Where the plan's own documents set such an option it is a warning.
 
 A value typed on the command line is not what the experiment declares, and so not its subject.
 """
@@ -15,15 +16,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from search_spaces.common import FOR_EVER
 from search_spaces.reference import REFERENCE
 from search_spaces.resolve import CHECKPOINT, COMMAND_LINE, Resolved
-from trainable.config import option_owner
+from trainable.config import VARIATIONAL_ENCODERS, ineffective_options, option_owner
 
 Level = Literal["match", "intended", "scaled", "warning", "critical"]
 LEVELS: tuple[Level, ...] = ("match", "intended", "scaled", "warning", "critical")
 
 WARMUP_SHARE = 0.5
-"""A warm-up longer than this share of the run is warned about."""
+"""A warm-up longer than this share of the run is warned about, and a freeze of the decoder that
+is meant to end."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,16 @@ def align(
     decoder_canvas: str | None = None,
     total_steps: int | None = None,
 ) -> list[Finding]:
-    """Compare a configuration with the reference, one finding per reference option, in its order.
+    """Compare a configuration with the reference: one finding per reference option, in its order.
+
+    Findings about options that the reference does not have follow: the KL weight of a variational
+    encoder, options without effect, and a decoder that is frozen for too long.
 
     `decoder_l_cycles` and `decoder_canvas` are those of the decoder checkpoint that the trial will
     load (default: the published L_cycles; canvas not compared). With `total_steps`, the optimizer
-    steps of the run, the length of the warm-up is judged too.
+    steps of the run, the lengths of warm-up and freeze are judged too.
     """
-    findings = []
+    findings: list[Finding] = []
     for option, reference in REFERENCE.items():
         if option == "halt_exploration_prob":
             finding = _exploration(resolved, reference)
@@ -65,7 +71,22 @@ def align(
         else:
             finding = _general(resolved, option, reference)
         findings.append(finding)
-    return findings
+    findings += _kl_weight(resolved)
+    if total_steps is not None:
+        findings += _freeze(resolved, total_steps)
+    return findings + _ineffective(resolved)
+
+
+def verdict(findings: Iterable[Finding], *, allowed: Sequence[str] = ()) -> str:
+    """One line: ``"ok: 20 match, 5 intended, 14 scaled"``, ``"refused: L_cycles, …"``."""
+    told = list(findings)
+    counts = [f"{n} {level}" for level in LEVELS if (n := sum(f.level == level for f in told))]
+    refused = [f.option for f in critical(told, allowed=allowed)]
+    accepted = [f.option for f in told if f.level == "critical" and f.option not in refused]
+    word = f"refused ({', '.join(refused)})" if refused else "ok"
+    if accepted:
+        word += f", allowed in spite of a critical difference ({', '.join(accepted)})"
+    return f"{word}: {', '.join(counts)}"
 
 
 def critical(findings: Iterable[Finding], *, allowed: Sequence[str] = ()) -> list[Finding]:
@@ -181,3 +202,42 @@ def _warmup(resolved: Resolved, reference: Any, total_steps: int) -> Finding:
         why = f"warm-up exceeds half of the run: {value} of {total_steps} steps"
         return Finding(option, reference, value, "warning", why)
     return _general(resolved, option, reference)
+
+
+def _kl_weight(resolved: Resolved) -> list[Finding]:
+    config, option = resolved.config, "kl_weight"
+    if config.model.kind == "trm" or config.model.encoder_name not in VARIATIONAL_ENCODERS:
+        return []
+    value = config.kl_weight
+    if value <= 0:
+        why = f"{config.model.encoder_name} is variational: set kl_weight above 0"
+        return [Finding(option, None, value, "critical", why)]
+    why = _subject(resolved, option) or f"{resolved.origin[option]} sets it"
+    return [Finding(option, None, value, "intended", why)]
+
+
+def _freeze(resolved: Resolved, total_steps: int) -> list[Finding]:
+    option = "freeze_decoder_steps"
+    value, planned = resolved.config.freeze_decoder_steps, resolved.plan[option]
+    if planned >= FOR_EVER or value <= WARMUP_SHARE * total_steps:
+        return []
+    why = f"the decoder is frozen for more than half of the run: {value} of {total_steps} steps"
+    return [Finding(option, None, value, "warning", why)]
+
+
+def _ineffective(resolved: Resolved) -> list[Finding]:
+    """Options that the experiment or the command line sets, and that change nothing."""
+    findings = []
+    model = resolved.config.model
+    reasons = ineffective_options(resolved.config)
+    if model.encode_mode != "online" or model.kind == "trm":
+        reasons = {"num_act_steps": "only encode_mode 'online' reads it"} | reasons
+    for option, reason in reasons.items():
+        origin, value = resolved.origin[option], resolved.config.get(option)
+        if origin == COMMAND_LINE:
+            why = f"has no effect, {reason}: leave it out"
+            findings.append(Finding(option, None, value, "critical", why))
+        elif origin == resolved.experiment.name:
+            why = f"has no effect, {reason} ({origin} sets it)"
+            findings.append(Finding(option, None, value, "warning", why))
+    return findings

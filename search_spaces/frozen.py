@@ -103,7 +103,7 @@ def phases(revision: Revision) -> tuple[Phase, ...]:
 SERIES = Series(
     name="frozen",
     title="Does the encoder learn against a frozen decoder?",
-    question="With the decoder frozen: do gradients reach the encoder, does it learn, does it help?",
+    question="With a frozen decoder: do gradients reach the encoder, does it learn, does it help?",
     hypothesis="With the decoder's own exploration and cycles held-out accuracy improves.",
     decision_rule="Learns: H3, H4. Stuck: H2. Trains but useless: H7. The decoder must not drift.",
     cost="20,000 epochs of 32 groups per arm; staged: 10,000 epochs of all groups.",

@@ -73,8 +73,9 @@ def test_laptop_numbers() -> None:
         assert search_spaces.resolve(f"overfit/{name}").config.model.halt_max_steps == steps
 
 
-@pytest.mark.parametrize(("profile", "groups", "queries"), [("laptop", 178, 1.067),
-                                                            ("workstation", 400, 1.04)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("profile", "groups", "queries"), [("laptop", 178, 1.067), ("workstation", 400, 1.04)]
+)
 def test_staged_is_frozen_for_a_tenth_to_half_of_its_run(
     profile: str, groups: int, queries: float
 ) -> None:
