@@ -20,6 +20,7 @@ import contextlib
 import importlib
 import json
 import logging
+import math
 import os
 import queue as queue_module
 import threading
@@ -53,7 +54,7 @@ EPOCH, ACCURACY = "epoch", "train/accuracy"
 
 _RAY_ENVIRONMENT = {
     # A report is taken once per poll: 2 s by default, which would be the cost of a row.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.05",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.05",  # until rows show their pace
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -211,14 +212,35 @@ def run_worker(settings: dict[str, str]) -> dict[str, Any]:
 # The controller's side and the trial's side.
 
 
+FASTEST_POLL, SLOWEST_POLL = 0.05, 1.0
+"""Seconds between two polls of a controller. Every poll runs in the training process too."""
+
+
+def poll_interval(gap: float) -> float:
+    """Seconds between polls where rows come `gap` seconds apart: a row waits an eighth at most."""
+    return min(max(gap / 8, FASTEST_POLL), SLOWEST_POLL)
+
+
 class ForwardReports(UserCallback):
-    """In the controller: rank 0's rows into the queue."""
+    """In the controller: rank 0's rows into the queue; polls are as frequent as rows ask for."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
+        self.last = math.nan
 
     def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
         self.queue.put(("row", metrics[0]))
+        now = time.monotonic()
+        gap, self.last = now - self.last, now
+        controller = _this_actor()
+        if math.isfinite(gap) and hasattr(controller, "_health_check_interval_s"):
+            controller._health_check_interval_s = poll_interval(gap)
+
+
+def _this_actor() -> Any:
+    """The actor in whose process this runs (None outside one, or where Ray keeps it elsewhere)."""
+    worker = getattr(ray._private.worker, "global_worker", None)
+    return getattr(worker, "actors", {}).get(getattr(worker, "actor_id", None))
 
 
 class SendHandle(ControllerCallback):
