@@ -10,7 +10,10 @@ from analysis.compare import comparison_matrix
 from analysis.decide import decide, next_step, next_steps, red_flags
 from analysis.decision import Decision, NextStep
 from analysis.derived import write_derived
+from analysis.health import Sign, health, signs
+from analysis.hypotheses import Finding, hypotheses
 from analysis.load import Run, load
+from analysis.paired import Paired, paired
 from analysis.rows import ResultsError
 from analysis.select import followup
 from analysis.text import summary_text
@@ -18,16 +21,23 @@ from analysis.text import summary_text
 __all__ = [
     "COLUMNS",
     "Decision",
+    "Finding",
     "NextStep",
+    "Paired",
     "ResultsError",
     "Run",
+    "Sign",
     "comparison_matrix",
     "decide",
     "followup",
+    "health",
+    "hypotheses",
     "load",
     "next_step",
     "next_steps",
+    "paired",
     "red_flags",
+    "signs",
     "summary_text",
     "write_derived",
 ]

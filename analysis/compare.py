@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.load import Run
 from analysis.metrics import WINDOWED
+from analysis.statistics import bootstrap_interval
 from search_spaces import rules
 from search_spaces.stopping import Bar
 
@@ -58,7 +59,10 @@ _MEANS = {
 }
 """Column of the matrix → column of the trials table that is averaged over the counted seeds."""
 
-COLUMNS = ("experiment", "n", "seeds", "status", *_MEANS, "baseline", "baseline_exact", "notes")
+COLUMNS = (
+    "experiment", "n", "seeds", "status", *_MEANS, "baseline", "baseline_exact", "accuracy_low",
+    "accuracy_high", "exact_low", "exact_high", "notes",
+)  # fmt: skip
 
 _RANK = {"finished": 0, "running": 1, "interrupted": 1, "pending": 1, "stopped": 2, "failed": 3}
 
@@ -88,9 +92,10 @@ def comparison_matrix(run: Run) -> pd.DataFrame:
     """One row per experiment, best first; the columns are `compare.COLUMNS`.
 
     ``n`` is the number of seeds that count, ``seeds`` the number planned; every number is the mean
-    over the counted seeds. When none counts, an unfinished or crashed experiment shows its values
-    so far (the notes say so) and a diverged one shows NaN. ``baseline`` is the best trivial
-    baseline over the same rows. Ranked by `accuracy`; then unfinished, stopped, crashed, diverged.
+    over the counted seeds, ``accuracy_low`` to ``accuracy_high`` (and ``exact_…``) the bootstrap
+    interval of that mean (NaN for one seed). When none counts, an unfinished or crashed experiment
+    shows its values so far (the notes say so) and a diverged one shows NaN. ``baseline`` is the
+    best trivial baseline over the same rows. Ranked by `accuracy`; then unfinished, stopped, crashed, diverged.
     """
     rows = [
         _row(str(experiment), trials)
@@ -126,6 +131,9 @@ def _row(experiment: str, trials: pd.DataFrame) -> dict[str, object]:
     for name in ("steps_to_80", "steps_to_90", "samples_to_90"):
         if shown[name].isna().any():
             row[name] = math.nan
+    for name in ("accuracy", "exact"):
+        interval = bootstrap_interval(counted[name].tolist())
+        row[f"{name}_low"], row[f"{name}_high"] = interval
     row["baseline"] = best_of(shown, "baseline", BASELINES, "accuracy")
     row["baseline_exact"] = best_of(shown, "baseline", BASELINES, "exact_accuracy")
     row["notes"] = "; ".join(_notes(row, trials, counted, shown))

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from analysis.act import decide_act
+from analysis.debug import decide_debug
 from analysis.decision import Decision, NextStep, undecided
+from analysis.frozen import decide_frozen
 from analysis.load import Run
 from analysis.overfit import decide_overfit
 from analysis.recommend import Recommendation, recommend
@@ -31,6 +34,8 @@ def decide(run: Run) -> list[Decision]:
     decisions = decide_overfit(view)
     if any(decision.after == "phase3" for decision in decisions):
         decisions.append(selection(view))
+    for series in (decide_debug, decide_act, decide_frozen):
+        decisions += series(view)
     return decisions + full_data(View(full))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 
@@ -204,7 +205,7 @@ def _numbers(
     )
 
 
-def _curve(run: Run, trial: pd.Series[object]) -> pd.DataFrame:
+def _curve(run: Run, trial: pd.Series[Any]) -> pd.DataFrame:
     rows = run.curves
     return rows[(rows["run"] == trial["run"]) & (rows["trial_id"] == trial["trial_id"])]
 

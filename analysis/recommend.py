@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from analysis import act, debug, frozen
 from analysis.decision import Decision, NextStep
 from analysis.load import Run
 from analysis.select import followup
-from analysis.steps import debug_steps, step
+from analysis.steps import OPEN, debug_steps, step, unfinished
 from analysis.tested import family_of, holds
 from analysis.view import View, by_data
 from search_spaces import rules
 
-OPEN = ("pending", "running", "interrupted")
+TREES = (debug.TREE, act.TREE, frozen.TREE)
+"""Decisions that say where a series' tree stands."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,20 @@ def recommend(run: Run, decisions: Sequence[Decision]) -> Recommendation:
         return Recommendation("; ".join(f"{f.name}: {f.text}" for f in flags), steps, checks)
     view = View(by_data(run)[0])
     by_name = {decision.name: decision for decision in decisions}
+    found = []
     if holds(view, "phase3"):
-        return _after_phase3(run, by_name)
-    if holds(view, "phase2"):
-        return _after_phase2(run, view, decisions)
-    if "E1a" in by_name:
-        return _after_phase1(run, by_name, decisions)
-    return Recommendation(decisions[0].text)
+        found.append(_after_phase3(run, by_name))
+    elif holds(view, "phase2"):
+        found.append(_after_phase2(run, view, decisions))
+    elif "E1a" in by_name:
+        found.append(_after_phase1(run, by_name, decisions))
+    for tree in (decision for decision in decisions if decision.name in TREES):
+        found.append(Recommendation(f"{tree.name}: {tree.text}", tree.next, tree.checks))
+    if not found:
+        return Recommendation(decisions[0].text)
+    steps = tuple(one for recommendation in found for one in recommendation.steps)
+    checks = tuple(one for recommendation in found for one in recommendation.checks)
+    return Recommendation("; ".join(one.why for one in found), steps, checks)
 
 
 def _after_phase1(
@@ -85,10 +94,10 @@ def _after_phase2(run: Run, view: View, decisions: Sequence[Decision]) -> Recomm
         why = f"go on to phase 2: {', '.join(absent)} not run yet"
         return Recommendation(why, (step(run, "phase2", why),))
     open_ = [d.name for d in decisions if d.after == "phase2" and not d.decided]
-    again = _unfinished(run)
+    again = unfinished(run)
     if again is not None:
-        default = step(run, "phase3", f"{again[0]}: the control is kept", default=True)
-        return Recommendation(again[0], (*again[1], default))
+        default = step(run, "phase3", f"{again.why}: the control is kept", default=True)
+        return Recommendation(again.why, (again, default))
     if open_:
         why = f"go on to phase 3 with the control's settings; not decided: {', '.join(open_)}"
         more = [one for d in decisions if d.after == "phase2" for one in d.next]
@@ -100,10 +109,10 @@ def _after_phase3(run: Run, by_name: dict[str, Decision]) -> Recommendation:
     scratch = by_name.get("E4a")
     if scratch is not None and not scratch.decided and scratch.next:
         return Recommendation(scratch.text, scratch.next)
-    again = _unfinished(run)
+    again = unfinished(run)
     steps = followup(run)
     if again is not None:
-        return Recommendation(again[0], (*again[1], *steps))
+        return Recommendation(again.why, (again, *steps))
     if steps:
         names = ", ".join(one.target for one in steps)
         return Recommendation(f"follow up on the full data set: {names}", tuple(steps))
@@ -115,19 +124,6 @@ def _after_phase3(run: Run, by_name: dict[str, Decision]) -> Recommendation:
 def _still_open(decisions: Sequence[Decision]) -> str:
     open_ = [d.name for d in decisions if not d.decided]
     return f" (still not decided: {', '.join(open_)})" if open_ else ""
-
-
-def _unfinished(run: Run) -> tuple[str, list[NextStep]] | None:
-    """The same command goes on where trials crashed or are unfinished."""
-    status = set(run.trials["status"])
-    target = str(run.plan.get("target"))
-    if "failed" in status:
-        why = "some trials crashed: run again what failed"
-        return why, [step(run, target, why, kind="continue")]
-    if status & set(OPEN):
-        why = "some trials are unfinished: the same command goes on"
-        return why, [step(run, target, why, kind="continue")]
-    return None
 
 
 def _open_control(run: Run, reason: str) -> tuple[str, list[NextStep]]:

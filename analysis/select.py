@@ -17,7 +17,9 @@ from analysis.observe import Observation, percent
 from analysis.steps import step
 from analysis.tested import PHASE_ARMS, family_of, revision_of
 from analysis.view import View, by_data
+from search_spaces import act as act_series
 from search_spaces import rules
+from search_spaces.rules import act as act_rules
 from trainable.errors import ConfigError
 
 SELECTABLE = ("overfit", "debug", "act")
@@ -51,20 +53,34 @@ def followup(run: Run) -> list[NextStep]:
     view = View(by_data(run)[0])
     steps = []
     for rank, arm in enumerate(select(run), start=1):
-        options = dict(FULL_DATA_OPTIONS)
-        carried, reasons = _carried(view, arm.experiment)
-        options |= carried
-        if not dict(run.plan.get("options", {})).get("decoder") and _pretrained(view, arm):
-            # Every puzzle trains the arm: none is left for a decoder trained on others.
-            options["decoder_puzzles"] = "same"
-        why = f"choice {rank}: {_facts(view, arm)}"
-        if reasons:
-            why += f"; {'; '.join(reasons)}"
-        if arm.reads is False:
-            why += "; its accuracy does not show that the demonstrations are read"
-        why += f". Full data: {EXPECTED}; {rules.FULL_DATA.outcome}"
-        steps.append(step(run, arm.experiment, why, overrides=options, kind="full data"))
+        steps.append(full_data_step(view, arm, f"choice {rank}: {_facts(view, arm)}"))
     return steps
+
+
+def full_data_step(view: View, arm: Observation, why: str) -> NextStep:
+    """One configuration on every puzzle, with what was found better than the control."""
+    run = view.run
+    carried, reasons = _carried(view, arm.experiment)
+    options = FULL_DATA_OPTIONS | carried
+    if not dict(run.plan.get("options", {})).get("decoder") and _pretrained(view, arm):
+        # Every puzzle trains the arm: none is left for a decoder trained on others.
+        options["decoder_puzzles"] = "same"
+    told = [why, *reasons]
+    if arm.reads is False:
+        told.append("its accuracy does not show that the demonstrations are read")
+    text = f"{'; '.join(told)}. Full data: {EXPECTED}; {rules.FULL_DATA.outcome}"
+    return step(run, _target(view, arm), text, overrides=options, kind="full data")
+
+
+def _target(view: View, arm: Observation) -> str:
+    """The experiment's name; encoders of `act` with the mode that they were run in: act/E1@L2."""
+    if arm.experiment not in act_rules.ENCODERS:
+        return arm.experiment
+    trial = view.trials(arm.experiment).iloc[0]
+    columns = [name for name in trial.index if str(name).startswith("config/")]
+    options = {str(name).removeprefix("config/"): trial[name] for name in columns}
+    won = act_series.winner_of(options)
+    return f"{arm.experiment}@{won}" if won else arm.experiment
 
 
 def selection(view: View) -> Decision:

@@ -11,6 +11,8 @@ from analysis.decision import NextStep, StepKind
 from analysis.load import Run
 from search_spaces import DEFAULT_REVISION, targets
 
+OPEN = ("pending", "running", "interrupted")
+
 _DEFAULTS = (("revision", DEFAULT_REVISION), ("seeds", 1))
 
 
@@ -82,3 +84,15 @@ def known(target: str) -> bool:
 def debug_steps(run: Run, why: str) -> list[NextStep]:
     """The series that asks whether the encoder is the limit, where the plan has it."""
     return [step(run, "debug", why, kind="check")] if known("debug") else []
+
+
+def unfinished(run: Run) -> NextStep | None:
+    """The same command again, where trials crashed or are unfinished; None where none did."""
+    status = set(run.trials["status"])
+    target = str(run.plan.get("target"))
+    if "failed" in status:
+        return step(run, target, "some trials crashed: run again what failed", kind="continue")
+    if status & set(OPEN):
+        why = "some trials are unfinished: the same command goes on"
+        return step(run, target, why, kind="continue")
+    return None

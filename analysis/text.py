@@ -11,12 +11,26 @@ import pandas as pd
 from analysis.compare import CONTROLS, INCLUSION, comparison_matrix
 from analysis.decide import decide, next_step
 from analysis.decision import Decision
+from analysis.health import health
+from analysis.hypotheses import hypotheses
 from analysis.load import Run
 from analysis.observe import observe, percent
 
 WIDTH = 100
 
 _GLUE = "\x00%"  # as wide as " %", and no place to break a line
+
+TITLES = {
+    "phase1": "Decisions after phase 1",
+    "phase2": "Decisions after phase 2",
+    "phase3": "Decisions after phase 3",
+    "selection": "Selection for the full data set",
+    "debug": "Decisions of the debug series",
+    "act": "Decisions of the act series",
+    "frozen": "Decisions of the frozen series",
+    "full data": "The full data set",
+}
+"""Heading of each decision point, in the order of the summary."""
 
 PUBLISHED = "paper"
 """The one profile whose sizes are the published ones."""
@@ -29,7 +43,8 @@ def summary_text(run: Run) -> str:
     """
     matrix, decisions = comparison_matrix(run), decide(run)
     parts = [_header(run), _decision_lines(run, decisions), _matrix_text(matrix)]
-    parts += [_evidence_text(run, matrix), _notes_text(run, matrix), _next_text(run, decisions)]
+    parts += [_evidence_text(run, matrix), _health_text(run), _hypotheses_text(run)]
+    parts += [_notes_text(run, matrix), _next_text(run, decisions)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -108,6 +123,11 @@ def show_matrix(matrix: pd.DataFrame) -> pd.DataFrame:
             **{titles[name]: matrix[name].map(_share) for name in shares[2:]},
         }
     )
+    if matrix["accuracy_low"].notna().any():  # several seeds: the interval beside the mean
+        bounds = zip(matrix["accuracy_low"], matrix["accuracy_high"], strict=True)
+        at = list(shown.columns).index("accuracy") + 1
+        cells = pd.Series([_range(*pair) for pair in bounds], index=matrix.index, dtype=str)
+        shown.insert(at, "interval", cells)
     return shown.astype(str)
 
 
@@ -131,12 +151,20 @@ def _header(run: Run) -> str:
 def _decision_lines(run: Run, decisions: list[Decision]) -> str:
     if not decisions:
         return ""
-    lines = ["Decisions after phase 1"]
-    for decision in decisions:
+    lines = []
+    for decision in sorted(decisions, key=_point):  # stable: the plan's order within a point
+        title = TITLES.get(decision.after, "Decisions")
+        if title not in lines:
+            lines.append(title)
         label = f" [{decision.label}]" if decision.decided else ""
         lines += _wrapped([f"{decision.name}: {decision.verdict}{label}"], "  ")
-        lines += _wrapped([decision.text], "      ")
+        lines += _wrapped([decision.text, *map("check: {}".format, decision.checks)], "      ")
     return "\n".join(lines)
+
+
+def _point(decision: Decision) -> int:
+    points = list(TITLES)
+    return points.index(decision.after) if decision.after in points else len(points)
 
 
 def _matrix_text(matrix: pd.DataFrame) -> str:
@@ -147,11 +175,19 @@ def _matrix_text(matrix: pd.DataFrame) -> str:
     ]
     shown = show_matrix(matrix)
     shown["status"] = [textwrap.shorten(status, 13, placeholder=" …") for status in shown["status"]]
+    several = "interval" in shown
+    if several:  # Q-halt makes room for the interval, comparison.md keeps every column
+        shown = shown.drop(columns=["Q-halt"])
     lines += _grid(shown)
     lines += _wrapped(
         [
             "accuracy, trivial: tokens; exact: whole grids; steps: mean ACT steps; to 90 %: "
             "optimizer steps; trivial: best of copying the input and all background"
+            + (
+                "; interval: 95 % bootstrap (BCa) interval of the mean, in percent"
+                if several
+                else ""
+            )
         ],
         "  ",
     )
@@ -164,6 +200,33 @@ def _evidence_text(run: Run, matrix: pd.DataFrame) -> str:
     lines = ["Are the demonstrations read? (training puzzles, full ACT; tokens / whole grids)"]
     lines += _grid(show_controls(matrix))
     return "\n".join([*lines, *_wrapped(evidence(run, matrix), "  ")])
+
+
+def _health_text(run: Run) -> str:
+    """Signs of every trial; one line when all are well."""
+    if run.curves.empty:
+        return ""
+    found = health(run)
+    if found.empty:
+        return "Health: no sign of trouble in any trial"
+    worst = found.sort_values("level", kind="stable")  # critical before warning
+    lines = [f"{one.trial_id}: {one.level}, {one.sign}: {one.text}" for one in worst.itertuples()]
+    return "\n".join(["Health", *_wrapped(lines, "  ")])
+
+
+def _hypotheses_text(run: Run) -> str:
+    """H1 to H7 of the frozen series, where they are the question; one line per answer."""
+    trials = run.arms[run.arms["series"] == "frozen"]
+    lines = []
+    for trial_id in trials["trial_id"]:
+        answers = hypotheses(run, str(trial_id))
+        lines.append(f"{trial_id}")
+        for one in answers:
+            said = "; ".join(one.evidence)
+            lines.append(f"  {one.hypothesis} {one.title}: {one.verdict} ({said})")
+    if not lines:
+        return ""
+    return "\n".join(["Hypotheses", *_wrapped(lines, "  ")])
 
 
 def _notes_text(run: Run, matrix: pd.DataFrame) -> str:
@@ -216,6 +279,11 @@ def _values(trials: pd.DataFrame, column: str) -> str:
 
 def _share(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def _range(low: float, high: float) -> str:
+    """``90.1-94.0``, in percent; a dash without an interval."""
+    return "-" if math.isnan(low) else f"{100 * low:.1f}-{100 * high:.1f}"
 
 
 def _pair(tokens: float, grids: float) -> str:

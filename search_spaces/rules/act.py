@@ -11,6 +11,12 @@ O1, O2, O3 = "act/O1", "act/O2", "act/O3"
 L1, L2, L3 = "act/L1", "act/L2", "act/L3"
 E1, E2, E3 = "act/E1", "act/E2", "act/E3"
 ENCODERS = (E1, E2, E3)
+MODE_ARMS = (O1, O2, O3, L1, L2, L3)
+
+FIRST, LAST = "act1", "act3"
+"""Phases of the series; ``act3@L2`` gives the encoders L2's mode."""
+FURTHER = {"cached": "act2_cached", "online": "act2_online"}
+"""Phase with a side's further settings, by its mode."""
 
 
 @dataclass(frozen=True)
