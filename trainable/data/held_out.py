@@ -18,10 +18,27 @@ from trainable.data.augment import (
     table_of,
 )
 from trainable.data.batches import CanvasKind
-from trainable.data.dataset import ArcData, IdentifierNames, Kind
+from trainable.data.dataset import ArcData, IdentifierNames, Kind, builder_order, load_subset
 from trainable.data.grids import NUM_COLOURS
 from trainable.data.sources import Puzzle, content_hash
 from trainable.errors import DataError
+
+
+def select_puzzles(config: DataConfig, subset: str, groups: int | None) -> list[Puzzle]:
+    """The first `groups` puzzles of a subset (None: all), as a trial of `config` selects them.
+
+    Its order, and its limit on the side of a grid. Raises `DataError` where none is left.
+    """
+    puzzles = load_subset(config, subset)
+    if config.shuffle_groups:
+        puzzles = builder_order(puzzles)
+    puzzles = [puzzle for puzzle in puzzles if puzzle.max_side() <= config.max_grid_side][:groups]
+    if not puzzles:
+        raise DataError(
+            f"no puzzle of {subset!r} has grids of at most {config.max_grid_side}: choose another "
+            f"--subset"
+        )
+    return puzzles
 
 
 class HeldOutData(ArcData):
