@@ -95,7 +95,8 @@ def comparison_matrix(run: Run) -> pd.DataFrame:
     over the counted seeds, ``accuracy_low`` to ``accuracy_high`` (and ``exact_…``) the bootstrap
     interval of that mean (NaN for one seed). When none counts, an unfinished or crashed experiment
     shows its values so far (the notes say so) and a diverged one shows NaN. ``baseline`` is the
-    best trivial baseline over the same rows. Ranked by `accuracy`; then unfinished, stopped, crashed, diverged.
+    best trivial baseline over the same rows. Ranked by `accuracy`; then unfinished, stopped,
+    crashed, diverged.
     """
     rows = [
         _row(str(experiment), trials)

@@ -207,7 +207,10 @@ def _numbers(
 
 def _curve(run: Run, trial: pd.Series[Any]) -> pd.DataFrame:
     rows = run.curves
-    return rows[(rows["run"] == trial["run"]) & (rows["trial_id"] == trial["trial_id"])]
+    mine: pd.DataFrame = rows[
+        (rows["run"] == trial["run"]) & (rows["trial_id"] == trial["trial_id"])
+    ]
+    return mine
 
 
 def _mixed(trials: pd.DataFrame) -> list[str]:
