@@ -1,10 +1,9 @@
-"""Models, losses and encoders against the golden vectors of the public implementations."""
+"""Models, losses and optimizers against the golden vectors of the public implementations."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -169,72 +168,6 @@ def test_stablemax_gradient_is_finite_where_a_branch_is_singular() -> None:
     logits = torch.tensor([[1.0, 1.0, 0.0, -1.0]], requires_grad=True)
     stablemax_cross_entropy(logits, torch.tensor([0])).sum().backward()
     assert logits.grad is not None and bool(torch.isfinite(logits.grad).all())
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "d_standard_mean_post",
-        "d_standard_mean_pre",
-        "d_standard_mean_post_layerscale",
-        "d_standard_attention_post",
-        "d_hybrid_standard",
-        "d_hybrid_standard_post",
-        "d_hybrid_variational",
-        "d_lpn_variational",
-    ],
-)
-def test_encoders(name: str) -> None:
-    golden = load_golden(name)
-    t, noise = golden.tensors, golden.scalars["noise_floor"]
-    model = build_model(ModelConfig(kind="etrm", parity=True, **golden.config))
-    encoder = model.encoder
-    assert encoder is not None
-    encoder.load_state_dict(golden.group("weights"))
-    encoder.eval()
-    mask = t["demo_mask"].bool()
-    with torch.no_grad():
-        output = encoder(t["demo_inputs"], t["demo_labels"], mask)
-    for field in ("context", "z_pooled", "kl_loss", "mu", "logvar"):
-        if field in t:
-            close(getattr(output, field), t[field], floor(noise, field), field)
-    few = int(mask.sum(1).min())
-    with torch.no_grad():
-        output = encoder(
-            t["demo_inputs"][:, :few], t["demo_labels"][:, :few], torch.ones(len(mask), few).bool()
-        )
-    close(output.context, t["nodpad/context"], SINGLE_STEP, "without padded slots")
-    if "train/eps" in t:
-        encoder.train()
-        train_seed = next(n for n in _notes(name) if n.startswith("train_seed="))
-        torch.manual_seed(int(train_seed.removeprefix("train_seed=")))
-        with torch.no_grad():
-            output = encoder(t["demo_inputs"], t["demo_labels"], mask)
-        close(output.context, t["train/context"], SINGLE_STEP, "sampled context")
-        close(output.kl_loss, t["train/kl_loss"], floor(noise, "kl_loss"), "sampled KL")
-
-
-def _notes(name: str) -> list[str]:
-    import json
-
-    from tests.conftest import GOLDEN
-
-    notes: list[str] = json.loads((GOLDEN / f"{name}.json").read_text())["notes"]
-    return notes
-
-
-def test_weighted_pooling_is_nan_in_the_reference_only() -> None:
-    golden = load_golden("d_standard_weighted_post")
-    model = build_model(ModelConfig(kind="etrm", parity=True, **golden.config))
-    assert model.encoder is not None
-    model.encoder.load_state_dict(golden.group("weights"))
-    t = golden.tensors
-    with torch.no_grad():
-        output = model.encoder.eval()(t["demo_inputs"], t["demo_labels"], t["demo_mask"].bool())
-    expected = t["context"]
-    assert bool(expected.isnan().any()) and bool(output.context.isfinite().all())
-    clean = ~expected.isnan().flatten(1).any(1)
-    close(output.context[clean], expected[clean], SINGLE_STEP, "rows without padded slots")
 
 
 def test_etrm_training_steps() -> None:
