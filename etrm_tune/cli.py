@@ -81,14 +81,6 @@ def build_parser() -> Parser:
     parser = Parser(prog="etrm-tune", description="Run the ETRM experiment plan on Ray Tune.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     add_run_options(commands.add_parser("run", help="run a target, or continue it"))
-    listing = commands.add_parser("list", help="what can be run")
-    listing.add_argument("--revision", default=DEFAULT_REVISION)
-    listing.set_defaults(action=list_command)
-    show = commands.add_parser("show", help="one experiment: settings and where they come from")
-    show.add_argument("name")
-    show.add_argument("--revision", default=DEFAULT_REVISION)
-    show.add_argument("--profile", default="laptop")
-    show.set_defaults(action=show_command)
     status = commands.add_parser("status", help="how a run stands")
     status.add_argument("run", help="its folder, such as runs/phase1")
     status.set_defaults(action=status_command)
@@ -170,40 +162,6 @@ def run_command(args: argparse.Namespace) -> int:
     folder = RunFolder(Path(args.runs) / name)
     args.log = folder.log
     return run(options, folder, how, dry_run=args.dry_run)
-
-
-def list_command(args: argparse.Namespace) -> int:
-    """``list``."""
-    console = Console()
-    for word, experiments in search_spaces.targets(args.revision).items():
-        ids = " ".join(e.id if word != "all" else e.name for e in experiments)
-        console.print(f"[bold]{word}[/bold]  {ids}", highlight=False)
-    table = Table(box=None, pad_edge=False)
-    for column in ("experiment", "what", "differs by"):
-        table.add_column(column)
-    for experiment in search_spaces.experiments(args.revision):
-        differs = ", ".join(f"{option} {value}" for option, value in experiment.overrides.items())
-        table.add_row(experiment.name, experiment.title, differs)
-    console.print(table)
-    return 0
-
-
-def show_command(args: argparse.Namespace) -> int:
-    """``show NAME``."""
-    _choice("profile", args.profile, list(PROFILES))
-    resolved = search_spaces.resolve(args.name, revision=args.revision, profile=args.profile)
-    console = Console()
-    experiment = resolved.experiment
-    console.print(f"[bold]{experiment.name}[/bold]  {experiment.title}", highlight=False)
-    console.print(experiment.why, highlight=False)
-    console.print(f"subject: {', '.join(sorted(experiment.subject)) or '(none)'}", highlight=False)
-    table = Table(box=None, pad_edge=False)
-    for column in ("option", "value", "from"):
-        table.add_column(column)
-    for option, value in resolved.config.flat().items():
-        table.add_row(option, str(value), resolved.provenance.get(option, ""))
-    console.print(table)
-    return 0
 
 
 def status_command(args: argparse.Namespace) -> int:
