@@ -26,6 +26,9 @@ from trainable.errors import ConfigError, UserError, nearest
 
 RUN_COMMAND = ("python", "-m", "etrm_tune.run")
 
+FOLLOWING = ("next", "followup", "auto")
+"""Targets that are decided by other runs."""
+
 
 class Parser(argparse.ArgumentParser):
     """Answers a wrong word with one line that names the nearest right one."""
@@ -46,9 +49,16 @@ class Parser(argparse.ArgumentParser):
         return known
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Options of ``run``; None means "not said", so that a rerun takes it from its plan."""
-    parser.add_argument("target", help="phase1, overfit, all, or series/ID such as overfit/E2b")
+def add_run_options(parser: argparse.ArgumentParser, *, target: str | None = None) -> None:
+    """Options of ``run``; None means "not said", so that a rerun takes it from its plan.
+
+    With a `target` the parser is that word's own (``next``, ``followup``, ``auto``).
+    """
+    if target is None:
+        words = "phase1, overfit, all, or series/ID such as overfit/E2b; next, followup, auto"
+        parser.add_argument("target", help=words)
+    helps = "after next, followup: a run's folder; after auto: debug or act"
+    parser.add_argument("of", nargs="?", metavar="RUN", help=helps)
     parser.add_argument("--profile", help=f"{', '.join(PROFILES)} (default: from the hardware)")
     parser.add_argument("--revision", help=f"{', '.join(REVISIONS)} (default: {DEFAULT_REVISION})")
     parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 … N-1 (default: 1)")
@@ -71,6 +81,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--allow", action="append", default=[], metavar="FIELD", help="accept a critical difference"
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, start nothing")
+    if target is not None:
+        parser.set_defaults(target=target)
     parser.set_defaults(
         action=run_command, known_options=[o for a in parser._actions for o in a.option_strings]
     )
@@ -124,14 +136,24 @@ def run_command(args: argparse.Namespace) -> int:
     _choice("decoder puzzles", args.decoder_puzzles, ["disjoint", "same"])
     if args.seeds is not None and args.seeds < 1:
         raise ConfigError(f"--seeds {args.seeds}: give 1 or more")
-    experiments = search_spaces.resolve_target(
-        args.target, revision=args.revision or DEFAULT_REVISION
-    )
     settings = parse_settings(args.set)
-    # Refuses unknown options and values before anything heavy is imported.
-    profile = args.profile or "laptop"
-    revision = args.revision or DEFAULT_REVISION
-    search_spaces.resolve(experiments[0], revision=revision, profile=profile, overrides=settings)
+    follows = args.target in FOLLOWING
+    if args.target in ("next", "followup") and args.of is None:
+        raise ConfigError(f"{args.target} of which run? give its folder, such as runs/phase1")
+    if not follows:
+        if args.of is not None:
+            raise ConfigError(
+                f"unexpected {args.of!r}: several targets are one word with commas between them"
+            )
+        experiments = search_spaces.resolve_target(
+            args.target, revision=args.revision or DEFAULT_REVISION
+        )
+        # Refuses unknown options and values before anything heavy is imported.
+        profile = args.profile or "laptop"
+        revision = args.revision or DEFAULT_REVISION
+        search_spaces.resolve(
+            experiments[0], revision=revision, profile=profile, overrides=settings
+        )
     name = args.name or folder_name(args.target)
     if name in (".", "..") or "/" in name:
         raise ConfigError(f"--name {name}: give a name without '/'; the place is --runs DIR")
@@ -159,6 +181,14 @@ def run_command(args: argparse.Namespace) -> int:
         allow=tuple(args.allow),
         again=(*RUN_COMMAND, *args.words),
     )
+    if follows:
+        from etrm_tune import auto, steps
+
+        asked = steps.Asked(options, how, Path(args.runs), args.name, args.dry_run)
+        if args.target == "auto":
+            return auto.auto(args.of, asked, run)
+        start = steps.next_run if args.target == "next" else steps.followup_run
+        return start(args.of, asked, run)
     folder = RunFolder(Path(args.runs) / name)
     args.log = folder.log
     return run(options, folder, how, dry_run=args.dry_run)
@@ -204,7 +234,8 @@ def status_command(args: argparse.Namespace) -> int:
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     words = list(sys.argv[1:] if words is None else words)
-    return guarded(build_parser(), words, again=words[1:])
+    again = words if words[:1] and words[0] in FOLLOWING else words[1:]
+    return guarded(build_parser(), words, again=again)
 
 
 def guarded(parser: Parser, words: Sequence[str], *, again: Sequence[str]) -> int:

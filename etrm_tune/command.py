@@ -13,10 +13,13 @@ from rich.text import Text
 
 import analysis
 from etrm_tune import preflight
+from etrm_tune.costs import dry_costs
+from etrm_tune.estimate import Clock, estimate_line, show_costs
+from etrm_tune.follow import names, plan_with_parent, take_results
 from etrm_tune.live import LiveTable
-from etrm_tune.plan import Options, Plan, PlannedTrial, complete, make_plan, packages
+from etrm_tune.plan import Options, Plan, PlannedTrial, complete, packages
 from etrm_tune.resources import Allotment, Machine, allot, this_machine
-from etrm_tune.run_folder import RunFolder, RunFolderError
+from etrm_tune.run_folder import FINAL, RunFolder, RunFolderError
 from etrm_tune.session import Interrupted, Signals, login_line, quiet, ray_session
 from trainable.errors import UserError
 
@@ -47,6 +50,17 @@ class Prepared:
     allotments: dict[str, Allotment]
     stored: dict[str, Any] | None = None
     notes: list[tuple[str, Any]] = field(default_factory=list)
+    taken: dict[str, RunFolder] = field(default_factory=dict)
+    """Trials whose results the run takes from its parent."""
+
+    def done(self, folder: RunFolder) -> list[str]:
+        """Trials that need no training."""
+        final = [
+            t.trial_id
+            for t in self.plan.trials
+            if folder.read_status(t.trial_id)["status"] in FINAL
+        ]
+        return list(dict.fromkeys([*self.taken, *final]))
 
     @property
     def threads(self) -> dict[str, int]:
@@ -96,11 +110,12 @@ def prepare(options: Options, folder: RunFolder, how: How, files: preflight.File
     stored = folder.read_plan()
     machine = this_machine()
     options = options.merged(stored) if stored else complete(options, gpus=machine.gpus)
-    plan = make_plan(options, files)
+    begun = {trial["trial_id"] for trial in stored["trials"]} if stored else None
+    plan, taken = plan_with_parent(options, files, folder, begun)
     if stored is not None:
         check_same(plan, stored, folder)
     allotments = divide(plan, machine, how, stored)
-    prepared = Prepared(plan, machine, allotments, stored)
+    prepared = Prepared(plan, machine, allotments, stored, taken=taken)
     prepared.plan = plan.with_threads(prepared.threads)
     prepared.notes = preflight.check_alignment(prepared.plan, files, how.allow)
     preflight.check_decoder(prepared.plan, files, how.allow)
@@ -111,11 +126,12 @@ def prepare(options: Options, folder: RunFolder, how: How, files: preflight.File
 def check_same(plan: Plan, stored: Mapping[str, Any], folder: RunFolder) -> None:
     """Raise `RunFolderError` when the trials would be others than those that were begun."""
     begun = {trial["trial_id"]: trial["identity"] for trial in stored["trials"]}
-    for trial in plan.trials:
-        if begun.get(trial.trial_id) != trial.identity:
+    planned = {trial.trial_id: trial.identity for trial in plan.trials}
+    for trial_id in {**planned, **begun}:
+        if begun.get(trial_id) != planned.get(trial_id):
             raise RunFolderError(
                 f"{folder.path} was begun with another configuration, data, decoder or version of "
-                f"{trial.trial_id}: start a new run with --name NAME"
+                f"{trial_id}: start a new run with --name NAME"
             )
 
 
@@ -147,6 +163,10 @@ def run(options: Options, folder: RunFolder, how: How, *, dry_run: bool = False)
             if dry_run:
                 prepared = prepare(options, folder, how, files)
                 preflight.show(console, prepared.plan, files, prepared.allotments, prepared.notes)
+                say_taken(console, prepared)
+                done = prepared.done(folder)
+                costs = dry_costs(prepared.plan, prepared.allotments, done=done)
+                show_costs(console, prepared.plan, costs, prepared.allotments)
                 console.print("Dry run: nothing was started.")
                 return 0
             with folder.locked():
@@ -155,11 +175,33 @@ def run(options: Options, folder: RunFolder, how: How, *, dry_run: bool = False)
                 changed = version_changes(prepared.stored)
                 if changed:
                     console.print(f"warning: the run was begun with other versions: {changed}")
+                say_taken(console, prepared)
+                take_results(folder, prepared.taken)
                 write_plan(folder, prepared)
-                return execute(folder, prepared.plan, prepared.allotments, signals, how)
+                clock = Clock(folder, prepared.plan, prepared.allotments)
+                return execute(folder, prepared.plan, prepared.allotments, signals, how, clock)
         except Interrupted as stop:
             console.print("Interrupted before any trial was started.")
             return stop.exit_code
+
+
+def say_taken(console: Console, prepared: Prepared) -> None:
+    """Say which results come from the parent, and warn where versions differ or a control is
+    missing."""
+    present = {trial.config.name for trial in prepared.plan.trials}
+    controls = {t.resolved.experiment.control for t in prepared.plan.trials if t.resolved}
+    if missing := sorted(name for name in controls if name is not None and name not in present):
+        console.print(
+            f"  warning: the control {', '.join(missing)} is not part of this run: comparisons "
+            f"with it stay undecided (next RUN starts a phase with the results of the one before)",
+            style="yellow",
+        )
+    homes = {str(home.path): home for home in prepared.taken.values()}
+    for path, home in homes.items():
+        mine = [trial_id for trial_id, one in prepared.taken.items() if str(one.path) == path]
+        console.print(f"  taken from {_short(home.path)}, not trained again: {names(mine)}")
+        if changed := version_changes(home.read_plan()):
+            console.print(f"  warning: they were trained with other versions: {changed}")
 
 
 def execute(
@@ -168,6 +210,7 @@ def execute(
     allotments: Mapping[str, Allotment],
     signals: Signals,
     how: How,
+    clock: Clock | None = None,
 ) -> int:
     """Run what is not done of a plan in a locked folder, write the tables, report."""
     from etrm_tune.conductor import Conductor
@@ -176,7 +219,9 @@ def execute(
     with quiet(folder.log) as terminal:
         console = Console(file=terminal)
         table = LiveTable(console, plan.trials, title=str(folder.path))
-        conductor = Conductor(folder, plan, allotments, signals, table, how.retry_failed, how.train)
+        conductor = Conductor(
+            folder, plan, allotments, signals, table, how.retry_failed, how.train, clock=clock
+        )
         try:
             if conductor.prepare():
                 machine = next(iter(allotments.values())).machine
@@ -238,6 +283,8 @@ def say_how_it_went(
         text = f"{len(left)} of {len(plan.trials)} trials are not done. Continue with: {again}"
     else:
         text = f"All {len(plan.trials)} trials are done: {_short(folder.path)}"
+        if timed := estimate_line(folder.read_plan()):
+            text += f" ({timed})"
     console.print(Text(text), soft_wrap=True)
     return code or (1 if failed or left else 0)
 

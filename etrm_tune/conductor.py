@@ -18,6 +18,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
+from etrm_tune.estimate import Clock
 from etrm_tune.live import LiveTable
 from etrm_tune.plan import Plan, PlannedTrial
 from etrm_tune.resources import Allotment
@@ -87,6 +88,7 @@ class Conductor:
     retry_failed: bool = False
     train: str = TRAIN_FUNCTION
     stop_rule: Callable[[Sequence[PlannedTrial]], StoppingRule | None] | None = None
+    clock: Clock | None = None
 
     def __post_init__(self) -> None:
         self.statuses: dict[str, str] = {}
@@ -99,6 +101,8 @@ class Conductor:
 
     def run(self) -> None:
         """Run every stage. Needs a running Ray. Raises `Interrupted` on a signal."""
+        if self.clock is not None:
+            self.clock.begin([i for i, status in self.statuses.items() if status in FINAL])
         for stage in self.plan.stages:
             trials = self._to_do(stage)
             if trials:
@@ -121,7 +125,7 @@ class Conductor:
         told = self.folder.read_status(trial.trial_id)
         rows = self.folder.rows(trial.trial_id)
         if rows:
-            self.table.update(trial.trial_id, rows[-1], running=False)
+            self.table.load(trial.trial_id, rows)
         self.table.set_status(trial.trial_id, status, str(told.get("reason") or ""))
 
     def finish(self, trial: PlannedTrial, status: str, reason: str) -> None:
@@ -132,6 +136,8 @@ class Conductor:
         self.folder.write_status(trial.trial_id, status, reason, step=step, attempt=attempt)
         self.statuses[trial.trial_id] = status
         self.table.set_status(trial.trial_id, status, reason)
+        if self.clock is not None:
+            self.clock.tick()
 
     def _ready(self, trial: PlannedTrial) -> PlannedTrial | None:
         """The trial with its decoder's path; None when that decoder did not finish."""
@@ -270,6 +276,8 @@ class _Follower(tune.Callback):
             self.outcomes[trial_id] = (result["outcome_status"], result.get("outcome_reason", ""))
         elif "step" in result:
             self.conductor.table.update(trial_id, result)
+            if self.conductor.clock is not None:
+                self.conductor.clock.see(trial_id, result)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from analysis.health import Sign, describe, signs
 from etrm_tune.plan import PlannedTrial
 
 STYLES = {
@@ -41,6 +42,20 @@ class _Line:
     began: tuple[float, float] | None = None
     """Time and epoch of the first row seen, from which the rate follows."""
     told: float = -1.0
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
+    signs: list[Sign] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.options = self.trial.config.flat()
+
+    def look(self) -> None:
+        """Read the trial's health off its rows."""
+        self.signs = signs(self.rows, self.options)
+
+    @property
+    def health(self) -> str:
+        """Names of the signs, ``ok`` without one; empty before the first row."""
+        return ", ".join(sign.sign for sign in self.signs) or ("ok" if self.rows else "")
 
     @property
     def share(self) -> float:
@@ -112,11 +127,23 @@ class LiveTable:
             self.console.print(Text(self._plain(line)), soft_wrap=True)
         self.refresh(force=changed)
 
+    def load(self, trial_id: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Rows of earlier sessions."""
+        line = self._lines[trial_id]
+        line.rows = list(rows)
+        for row in line.rows:
+            line.row = {**(line.row or {}), **row}
+        line.look()
+
     def update(self, trial_id: str, row: Mapping[str, Any], *, running: bool = True) -> None:
         """Show a report."""
         line = self._lines[trial_id]
         known = {key: value for key, value in (line.row or {}).items() if key not in row}
         line.row = known | dict(row)
+        if line.rows and line.rows[-1].get("step", 0) >= row.get("step", 0):
+            line.rows = [r for r in line.rows if r.get("step", 0) < row.get("step", 0)]
+        line.rows.append(dict(row))
+        line.look()
         if running and line.began is None:
             line.began = (time.time(), float(row.get("epoch", 0.0)))
         if self._live is None and running and line.share >= line.told + PLAIN_SHARE:
@@ -155,6 +182,7 @@ class LiveTable:
             ("ACT steps", steps),
             ("step", step),
             ("loss", loss),
+            ("health", line.health if line.signs else ""),
             ("ETA", eta),
         ):
             if value:
@@ -167,13 +195,24 @@ class LiveTable:
         table.add_column("trial", no_wrap=True)
         for name in ("epoch", "accuracy", "exact", "ACT steps", "step", "loss"):
             table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("health")
         table.add_column("status", no_wrap=True)
         table.add_column("ETA", justify="right", no_wrap=True)
         notes = []
         for line in self._lines.values():
             *measured, eta = self._cells(line)
             status = Text(line.status, style=STYLES.get(line.status, ""))
-            table.add_row(line.trial.trial_id, *measured, status, eta)
+            health = Text(line.health, style=_health_style(line.signs))
+            table.add_row(line.trial.trial_id, *measured, health, status, eta)
             if line.reason:
                 notes.append(Text(f"{line.trial.trial_id}: {line.reason}", overflow="fold"))
+            if line.signs and line.status == "running":
+                told = f"{line.trial.trial_id}: {describe(line.signs)}"
+                notes.append(Text(told, style=_health_style(line.signs), overflow="fold"))
         return Group(table, *notes)
+
+
+def _health_style(found: list[Sign]) -> str:
+    if any(sign.level == "critical" for sign in found):
+        return "red"
+    return "yellow" if found else "green"

@@ -40,16 +40,26 @@ class Options:
     scheduler: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     """``--set option=value`` and the like."""
+    parent: str | None = None
+    """Folder of the run that this one follows, seen from its own."""
+    inherited: tuple[str, ...] = ()
+    """Targets of the runs before, whose results this one takes."""
+
+    @classmethod
+    def stored(cls, plan: Mapping[str, Any]) -> Options:
+        """The options that a plan on disk was made from."""
+        values = dict(plan["options"])
+        return cls(**values | {"inherited": tuple(values.get("inherited", ()))})
 
     def merged(self, plan: Mapping[str, Any]) -> Options:
         """These options completed from a plan on disk.
 
         Raises `RunFolderError` naming the first option that contradicts it.
         """
-        stored = Options(**plan["options"])
+        stored = Options.stored(plan)
         for name, typed in asdict(self).items():
             known = getattr(stored, name)
-            if typed not in (None, {}) and typed != known:
+            if typed not in (None, {}, ()) and typed != known:
                 said = f"--{name.replace('_', '-')}" if name not in ("target", "settings") else name
                 raise RunFolderError(
                     f"the run was begun with {said} {_show(known)}, not {_show(typed)}: "
@@ -130,6 +140,7 @@ class Plan:
             "revision": options.revision,
             "num_threads": dict(threads),
             "options": asdict(options),
+            "parent": options.parent,
             "semantics_version": SEMANTICS_VERSION,
             "trials": [
                 {

@@ -54,6 +54,21 @@ def this_machine() -> Machine:
     return Machine(cpus=max(1, int(cpus)), gpus=torch.cuda.device_count())
 
 
+def available_memory() -> int | None:
+    """Bytes that new processes may take, where the system says so."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)
+    except (OSError, StopIteration, ValueError):
+        return None
+    try:  # a container's own limit
+        folder = Path("/sys/fs/cgroup")
+        used = int((folder / "memory.current").read_text())
+        return min(free, int((folder / "memory.max").read_text()) - used)
+    except (OSError, ValueError):
+        return free
+
+
 @dataclass(frozen=True)
 class Allotment:
     """What each trial of a stage gets."""

@@ -165,6 +165,12 @@ class RunFolder:
         """Write plan.json."""
         write_atomic(self.path / "plan.json", _json({"schema_version": SCHEMA_VERSION, **plan}))
 
+    def update_plan(self, **values: Any) -> None:
+        """Replace entries of plan.json that do not decide the trials (estimate, sessions)."""
+        plan = self.read_plan()
+        assert plan is not None, "there is no plan yet"
+        self.write_plan(plan | values)
+
     # Trials.
 
     def read_config(self, trial_id: str) -> dict[str, Any] | None:

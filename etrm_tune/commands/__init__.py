@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-MODULES: tuple[str, ...] = ("listing", "validate")
+MODULES: tuple[str, ...] = ("following",)
 """Modules of this package that are commands."""
 
 
