@@ -37,9 +37,9 @@ def decide_debug(view: View) -> list[Decision]:
 
 def matches(view: View, name: str) -> bool | None:
     """Whether an arm matches E0v2; None while either is not decided."""
-    arm, control = view[name], view[rules.E0]
-    if arm.problem is not None or control.problem is not None:
+    if view.problems(name, rules.E0):
         return None
+    arm, control = view[name], view[rules.E0]
     return round(arm.judged - control.judged, 9) >= -rules.MARGIN
 
 
@@ -63,7 +63,7 @@ def _arm(view: View, name: str) -> Decision:
         f"{arm.id} at most {margin} below {control.id} (ours): {rules.SUCCEEDS[name]}; otherwise: "
         f"{rules.FAILS[name]}"
     )
-    problems = [one.problem for one in (arm, control) if one.problem is not None]
+    problems = view.problems(name, rules.E0)
     if problems:
         return undecided(arm.id, quoted, [arm, control], problems, after=AFTER)
     told = f"{arm.told} against {control.told}{_interval(view, name)}"
@@ -146,7 +146,7 @@ def _tree(view: View) -> Decision:
         view.run, "debug3", "the start is not decided: unattended, the tree goes on with phase 3",
         default=True,
     )  # fmt: skip
-    open_ = [one.problem for one in (encoder, random) if one.problem is not None]
+    open_ = [p for name in rules.START[1:] for p in view.problems(name, rules.E0)]
     if open_:
         return wait(open_, [going_on])
     told = f"{encoder.told} and {random.told} against {control.told}"
@@ -173,7 +173,7 @@ def _tree(view: View) -> Decision:
                     open_, [step(view.run, word, f"{why}, as far as decided", default=True)]
                 )
             return answer(f"run {word}", why, start, next=[step(view.run, word, why)])
-        open_ += [p for p in (view[name].problem for name in arms) if p is not None]
+        open_ += [p for name in arms for p in view.problems(name, rules.E0)]
     if open_:
         return wait(open_)
     text = "no encoder of phases 3 and 2 matches E0v2: redesign the encoder"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +16,13 @@ from tabulate import tabulate
 from analysis.compare import comparison_matrix
 from analysis.decide import decide, next_step
 from analysis.decision import Decision
+from analysis.health import health
+from analysis.hypotheses import hypotheses
 from analysis.load import PathLike, Run, load
+from analysis.recommend import recommend
 from analysis.rows import SCHEMA_VERSION, ResultsError
 from analysis.text import evidence, show_controls, show_matrix, summary_text, what_was_run
+from search_spaces.rules.table import table
 
 FILES = (
     "trials.parquet",
@@ -37,8 +43,8 @@ def write_derived(path: PathLike) -> Run:
     run = load(path)
     folder = run.paths[0]
     matrix, decisions = comparison_matrix(run), decide(run)
-    for name, table in (("trials", run.trials), ("curves", run.curves), ("tasks", run.tasks)):
-        _replace(folder / f"{name}.parquet", _plain(table).to_parquet)
+    for name, frame in (("trials", run.trials), ("curves", run.curves), ("tasks", run.tasks)):
+        _replace(folder / f"{name}.parquet", _plain(frame).to_parquet)
     texts = {
         "comparison.md": comparison_markdown(run, matrix, decisions),
         "comparison.csv": matrix.to_csv(index=False),
@@ -70,16 +76,34 @@ def comparison_markdown(run: Run, matrix: pd.DataFrame, decisions: list[Decision
 
 def decisions_json(run: Run, decisions: list[Decision]) -> str:
     """Content of decisions.json."""
-    why, command = next_step(run, decisions)
+    found = recommend(run, decisions)
+    why, command = found.why, found.command
+    steps = [asdict(step) for step in found.steps]
     values = {
         "schema_version": SCHEMA_VERSION,
         "target": run.plan.get("target"),
         "profile": run.plan.get("profile"),
         "revision": run.plan.get("revision"),
         "decisions": [decision.to_json() for decision in decisions],
-        "next": {"why": why, "command": command},
+        "next": {"why": why, "command": command, "steps": steps},
+        "red_flags": [decision.name for decision in decisions if decision.raised],
+        "health": _records(health(run)),
+        "hypotheses": [finding.to_json() for finding in hypotheses(run)],
+        "rules": [asdict(row) for row in table()],
     }
     return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, object]]:
+    """Rows as JSON objects; NaN and infinities become null."""
+    rows = frame.to_dict("records")
+    return [
+        {
+            str(name): None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
+        for row in rows
+    ]
 
 
 def _markdown(frame: pd.DataFrame) -> str:

@@ -58,7 +58,7 @@ def _encoder(view: View, arm: Observation, control: Observation) -> Decision:
         return undecided(arm.id, quoted, [arm], [arm.problem], after="phase1")
     rule = next(rule for rule in bands if rule.band.contains(arm.judged))
     if rule.name == DEEPER:
-        return _deeper(rule, quoted, arm, control)
+        return _deeper(view, rule, quoted, arm, control)
     follow = [step(view.run, target, f"{arm.id} is validated") for target in rule.next]
     text = f"{arm.told} ({rule.band.text}): {outcome(rule)}"
     return decided(
@@ -66,12 +66,12 @@ def _encoder(view: View, arm: Observation, control: Observation) -> Decision:
     )
 
 
-def _deeper(rule: ThresholdRule, quoted: str, arm: Observation, control: Observation) -> Decision:
+def _deeper(
+    view: View, rule: ThresholdRule, quoted: str, arm: Observation, control: Observation
+) -> Decision:
     """Above 92 %: "significantly better" also asks that it is better than the control."""
-    if control.problem is not None:
-        reason = (
-            f"{arm.told} ({rule.band.text}), but what it has to beat is open: {control.problem}"
-        )
+    if problems := view.problems(arm.experiment, control.experiment):
+        reason = f"{arm.told} ({rule.band.text}), but what it has to beat is open: {problems[0]}"
         return undecided(arm.id, quoted, [arm, control], [reason], after="phase1")
     against = f"{arm.told} ({rule.band.text}) against {control.told}"
     both = [arm, control]
@@ -99,7 +99,7 @@ def _vae_compatible(rule: ThresholdRule, arm: Observation) -> Decision:
 def _observed_order(rule: ComparisonRule, view: View) -> Decision:
     left, right = view[rule.left], view[rule.right]
     both, quoted = [left, right], f"{left.id} {rule.relation} {right.id}: {rule.outcome}"
-    problems = [one.problem for one in both if one.problem is not None]
+    problems = view.problems(rule.left, rule.right)
     if problems:
         return undecided(rule.name, quoted, both, problems, after=rule.after)
     if left.judged == right.judged == -math.inf:

@@ -139,7 +139,7 @@ def paired(run: Run, left: str, right: str, how: Measure, *, comparisons: int = 
     made = Paired(left, right, how, comparisons=comparisons)
     problems = [seen.problem for seen in (observe(run, left), observe(run, right)) if seen.problem]
     trials = run.arms[run.arms["experiment"].isin((left, right))]
-    problems = problems or _mixed(trials)
+    problems = problems or mixed(trials)
     if problems:
         return replace(made, problem="; ".join(problems))
     by_seed = {
@@ -213,8 +213,8 @@ def _curve(run: Run, trial: pd.Series[Any]) -> pd.DataFrame:
     return mine
 
 
-def _mixed(trials: pd.DataFrame) -> list[str]:
-    """Sizes or data that differ, and decoders that differ within a seed."""
+def mixed(trials: pd.DataFrame) -> list[str]:
+    """Why arms cannot be compared: sizes or data that differ, or decoders within a seed."""
     problems = []
     for column in SAME_FOR_BOTH:
         if column not in trials:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.load import Run
 from analysis.observe import Observation, observe
-from analysis.paired import Paired, compare
+from analysis.paired import Paired, compare, mixed
 from search_spaces import rules
 from search_spaces.rules import ComparisonRule
 
@@ -42,6 +42,13 @@ class View:
         if key not in self._compared:
             self._compared[key] = compare(self.run, family)
         return self._compared[key]
+
+    def problems(self, *experiments: str) -> list[str]:
+        """Why these arms cannot be set against each other; empty when they can."""
+        own = [self[name].problem for name in experiments]
+        found = [problem for problem in own if problem is not None]
+        arms = self.run.arms
+        return found or mixed(arms[arms["experiment"].isin(experiments)])
 
     def mean(self, experiment: str, column: str) -> float:
         """Mean of a column of the trials table over the experiment's seeds; NaN without one."""
