@@ -245,7 +245,7 @@ class ArcVoting:
         """Two attempts for every test pair of every scheduled puzzle, in Kaggle's format.
 
         With one candidate it is repeated; without any both attempts are a placeholder, so that
-        later pairs keep their place.
+        later pairs keep their place. An empty prediction is an empty list, as published.
         """
         entries = {}
         for name in self._puzzles:
