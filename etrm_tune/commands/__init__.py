@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-MODULES: tuple[str, ...] = ("listing", "validate", "following", "checkpoint")
+MODULES: tuple[str, ...] = ("listing", "validate", "following", "checkpoint", "evaluate", "predict")
 """Modules of this package that are commands."""
 
 
