@@ -226,6 +226,11 @@ class TrialConfig(_Frozen):
     log_interval: int = Field(10, ge=1, description="optimizer steps between rows")
     checkpoint_interval: int = Field(500, ge=1, description="optimizer steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1)
+    stagger_starts: bool = Field(
+        False,
+        description="end the first ACT runs of a batch at evenly spread steps, so that rows do not "
+        "all begin together ever after (False: as the references do)",
+    )
 
     # Optimization.
     lr: float = Field(1e-4, ge=0)
