@@ -190,6 +190,52 @@ def test_a_loss_that_is_not_finite_is_diverged(folder: Path, tmp_path: Path) -> 
     assert all(step < result.step for step, _ in saved), "broken weights are not kept"
 
 
+@pytest.mark.parametrize("broken", ["loss", "weights"])
+def test_broken_weights_never_reach_a_checkpoint(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """A checkpoint between two rows is checked by itself; a finite loss is not enough."""
+    original = trial_module.Trial.train_step
+
+    def breaks(trial: Any) -> None:
+        original(trial)
+        if trial.step == 4:
+            with torch.no_grad():
+                trial.model.inner.lm_head.weight[3, 1] = math.nan
+            if broken == "loss":  # the next step's loss and gradients are not finite either
+                trial.step -= 1
+                original(trial)
+
+    monkeypatch.setattr(trial_module.Trial, "train_step", breaks)
+    config = tiny(folder, steps=12, log_interval=5, checkpoint_interval=2, keep_checkpoints=9)
+    result = run(config, tmp_path)
+    what = "train/loss is" if broken == "loss" else "weights are"
+    assert (result.status, result.reason) == ("diverged", f"{what} not finite at step 4")
+    assert [step for step, _ in checkpoint.list_steps(tmp_path / "checkpoints")] == [2]
+    row = rows_of(tmp_path)[-1]
+    assert row["step"] == 4 and (row["train/loss"] is None) == (broken == "loss")
+
+    monkeypatch.undo()
+    again = run(config, tmp_path, resume_from="auto")
+    assert again.status == "finished" and again.step == 12
+
+
+def test_a_trial_that_is_stopped_with_broken_weights_is_diverged(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = trial_module.Trial.train_step
+
+    def breaks(trial: Any) -> None:
+        original(trial)
+        if trial.step == 3:
+            with torch.no_grad():
+                next(trial.model.parameters()).fill_(math.inf)
+
+    monkeypatch.setattr(trial_module.Trial, "train_step", breaks)
+    result = run(tiny(folder, steps=9), tmp_path, report=lambda row: row["step"] == 3)
+    assert result.status == "diverged" and result.final_checkpoint is None
+
+
 def test_a_superseded_attempt_quits(folder: Path, tmp_path: Path) -> None:
     def report(row: dict[str, Any]) -> None:
         if row["step"] == 2:
@@ -284,6 +330,65 @@ def test_the_encoder_has_its_own_rate(folder: Path, tmp_path: Path) -> None:
     for row in rows_of(tmp_path):
         assert row["train/encoder_lr"] == pytest.approx(0.25 * row["train/lr"])
     assert [row["train/lr"] for row in rows_of(tmp_path)] == pytest.approx([5e-4, 1e-3, 1e-3])
+
+
+def test_a_group_that_thaws_is_warmed_up_if_asked(folder: Path, tmp_path: Path) -> None:
+    """By default it joins at the full rate, as in the reference (A16)."""
+    options = {"max_eval_groups": 0, "lr_warmup_steps": 0, "steps": 8, "encoder_lr_scale": 0.5}
+    for warmup, thawed in ((0, [1, 1, 1, 1, 1]), (4, [0.25, 0.5, 0.75, 1, 1])):
+        for group, name in (("freeze_decoder_steps", "lr"), ("encoder_freeze_steps", "encoder_lr")):
+            out = tmp_path / f"{warmup}-{name}"
+            frozen = {group: 3} | ({"unfreeze_warmup_steps": warmup} if warmup else {})
+            run(tiny(folder, **frozen, **options), out)
+            rows, rates = rows_of(out), {"lr": 1e-3, "encoder_lr": 5e-4}
+            base = rates.pop(name)
+            assert [row[f"train/{name}"] / base for row in rows[3:]] == pytest.approx(thawed)
+            ((other, rate),) = rates.items()
+            assert all(row[f"train/{other}"] == pytest.approx(rate) for row in rows)
+
+
+def test_the_encoder_has_its_own_decay(folder: Path, tmp_path: Path) -> None:
+    """Explicit, never a silent tenth (A20): one step with zero gradient shows lr · decay."""
+    for given, expected in ((None, 0.2), (0.05, 0.05), (0.0, 0.0)):
+        config = tiny(
+            folder,
+            steps=1,
+            lr=0.1,
+            lr_warmup_steps=0,
+            weight_decay=0.2,
+            encoder_weight_decay=given,
+            encoder_lr_scale=0.5,
+        )
+        updater = trial_module.Trial(config, tmp_path).updater
+        for params, rate, decay in (
+            (updater.decoder_params, 0.1, 0.2),
+            (updater.encoder_params, 0.05, expected),
+        ):
+            before = [p.detach().clone() for p in params]
+            for p in params:
+                p.grad = torch.zeros_like(p)
+            updater.update(1)
+            for p, old in zip(params, before, strict=True):
+                assert torch.allclose(p, old * (1 - rate * decay), rtol=1e-6, atol=0)
+
+
+def test_staged_training_freezes_then_joins(folder: Path, tmp_path: Path) -> None:
+    """The staged configuration with one rate for both (`encoder_lr_scale` 0; defect A4)."""
+    config = tiny(
+        folder,
+        steps=6,
+        freeze_decoder_steps=3,
+        encoder_lr_scale=0.0,
+        checkpoint_interval=1,
+        keep_checkpoints=9,
+        max_eval_groups=0,
+    )
+    w = weights_by_step(config, tmp_path)
+    for step in range(1, 6):
+        assert moved(w[step - 1], w[step], "encoder.") == {True}
+        assert moved(w[step - 1], w[step], "inner.") == {step >= 3}
+    rows = rows_of(tmp_path)
+    assert all(row["train/lr"] == row["train/encoder_lr"] for row in rows)
 
 
 # --- determinism and resume ----------------------------------------------------------------------
