@@ -161,6 +161,6 @@ def _result(trial: Trial, status: str, reason: str | None) -> TrainResult:
         encoder_parameters=sum(p.numel() for p in trial.updater.encoder_params),
         final_checkpoint=str(saved[-1][1].relative_to(trial.out_dir)) if saved else None,
         last_row=plain(trial.last_row),
-        exposure=trial.data.exposure,
+        exposure=trial.exposure,
         tasks=trial.tasks,
     )

@@ -23,6 +23,7 @@ from trainable.data import ArcData
 from trainable.diagnostics import encoder_diagnostics, observe
 from trainable.errors import CheckpointError, ConfigError
 from trainable.evaluate import demonstration_controls, evaluate, ranks, to_tensors
+from trainable.exposure import DECODER
 from trainable.interface import Interface, interface_metrics, read_interface
 from trainable.losses import act_loss, add_identity
 from trainable.meters import IntervalSums, interval_metrics
@@ -155,6 +156,7 @@ class Trial:
             carry, outputs = self.model(
                 self.carries[at], part, generator=draws["halting"], sampling=draws["sampling"]
             )
+            carry.halted = carry.halted | self._staggered(rows).to(self.device)
             loss, sums = act_loss(
                 outputs,
                 carry.current_data["labels"],
@@ -175,6 +177,18 @@ class Trial:
             self.carries[at] = carry
             total = _added(total, sums) if at else sums
         return total
+
+    def _staggered(self, rows: slice) -> Tensor:
+        """(rows) bool: rows whose first ACT run ends at this step by `stagger_starts`.
+
+        Without it all rows of a batch begin together, and the same rows make every gradient until
+        they end: `halt_max_steps` updates long, where no Q-head ends a row sooner.
+        """
+        config, longest = self.config, self.config.model.halt_max_steps
+        row = self.rank * self.rows + torch.arange(rows.start, rows.stop)
+        if not config.stagger_starts or config.model.encode_mode == "online" or self.step >= longest:
+            return torch.zeros_like(row, dtype=torch.bool)
+        return row * longest // config.global_batch_size == self.step
 
     # --- rows ------------------------------------------------------------------------------------
 
@@ -251,6 +265,12 @@ class Trial:
             seed=self.config.seed,
             device=self.device,
         )
+
+    @property
+    def exposure(self) -> dict[str, list[str]]:
+        """Task ids by role; those of the decoder's own training too, where its file tells."""
+        seen = (self.decoder.exposure or {}) if self.decoder is not None else {}
+        return self.data.exposure | {f"{DECODER}{role}": list(ids) for role, ids in seen.items()}
 
     @cached_property
     def identifiers(self) -> str:

@@ -61,7 +61,7 @@ def _write(trial: Trial, rows: dict[str, Tensor], sums: Tensor) -> None:
         "sums": sums,
         "generators": {name: g.get_state() for name, g in trial.generators.items()},
         "sampler": json.dumps(trial.sampler.state()),
-        "exposure": trial.data.exposure,
+        "exposure": trial.exposure,
         "tasks": json.dumps(trial.tasks),
         "last_row": json.dumps(trial.last_row),
     }
