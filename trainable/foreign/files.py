@@ -184,7 +184,9 @@ def read_identifiers(file: str | Path) -> list[str]:
     try:
         names = json.loads(file.read_text())
     except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}: check the path") from None
+        raise CheckpointError(
+            f"cannot read identifiers from {file}: {error.strerror}: check the path"
+        ) from None
     except (ValueError, RecursionError):
         raise CheckpointError(f"{file} is not JSON: give the data set's identifiers.json") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
