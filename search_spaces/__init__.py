@@ -5,6 +5,8 @@
 'LPN variational encoder'
 >>> [arm.id for arm in search_spaces.phase("phase1").experiments]
 ['E1a', 'E2a', 'E2b', 'E2c']
+>>> search_spaces.space("halting").known
+('overfit/E1a', 'overfit/E3a', 'overfit/E3b')
 """
 
 from search_spaces.experiment import Experiment, Phase, Series, trial_id
@@ -21,6 +23,7 @@ from search_spaces.registry import (
     targets,
 )
 from search_spaces.resolve import Resolved, resolve, resolve_all, resolve_decoder
+from search_spaces.spaces import SPACES, space
 
 __all__ = [
     "DEFAULT_REVISION",
@@ -28,6 +31,7 @@ __all__ = [
     "REFERENCE",
     "REVISIONS",
     "SERIES",
+    "SPACES",
     "Experiment",
     "Phase",
     "Resolved",
@@ -43,6 +47,7 @@ __all__ = [
     "resolve_decoder",
     "resolve_target",
     "series",
+    "space",
     "targets",
     "trial_id",
 ]
