@@ -72,7 +72,10 @@ def pack_pairs(sets: DemoSets, *, vocab: int, cls: bool, every_slot: bool) -> Pa
         position = layout.position - head
         position = torch.where(position < 0, 2 * cells, position)
         return PackedPairs(layout, token.flatten(), filled.flatten(), position, slot)
-    slot = sets.mask.flatten().nonzero()[:, 0]
+    real = sets.mask.flatten()
+    if not cls:  # a pair of PAD alone has no token: its vector is 0
+        real = real & (pair != 0).any(1)
+    slot = real.nonzero()[:, 0]
     pair = pair[slot]
     present = pair != 0
     if cls:
