@@ -176,3 +176,84 @@ def test_a_zero_context_really_is_zero(folder: Path) -> None:
     after = demonstration_controls(model, data, 64, seed=0, device=CPU)
     same = {name for name in before if before[name] == after[name]}
     assert "control/zeroed_accuracy" in same and "control/normal_accuracy" not in same
+
+
+@pytest.mark.parametrize(
+    ("options", "calls"),
+    [
+        ({}, 1),
+        ({"encode_mode": "cached"}, 1),
+        ({"kind": "etrmtrm", "recurrent_encoder_type": "recurrent_standard"}, 3),
+    ],
+)
+def test_demonstrations_that_cannot_change_are_encoded_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], calls: int
+) -> None:
+    """Once per row, not at every ACT step (D8); a recurrent encoder moves on at each."""
+    model, data = build(tiny(folder, **options))
+    assert model.encoder is not None
+    sets: list[int] = []
+    method = "advance" if model.encoder.recurrent else "encode"
+    encode = getattr(model.encoder, method)
+
+    def count(found: Any, *args: Any, **named: Any) -> Any:
+        sets.append(len(found.mask))
+        return encode(found, *args, **named)
+
+    monkeypatch.setattr(model.encoder, method, count)
+    evaluate(model, data, 64, device=CPU)
+    assert len(sets) == calls
+    assert set(sets) == {sum(len(g.augmentations) for g in data.eval_groups)}, (
+        "no padding row, and queries of one puzzle share a set"
+    )
+
+
+def test_padding_rows_are_never_computed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they stand, they are in no metric (D7)."""
+    model, data = build(tiny(folder))
+    expected = evaluate(model, data, 4, device=CPU).metrics
+    whole = data.eval_batches
+    rows: list[int] = []
+
+    def padded(*args: Any, **options: Any) -> Any:
+        for batch in whole(*args, **options):
+            blank = {name: np.zeros_like(array[:1]) for name, array in batch.items()}
+            blank["labels"][:] = 5  # garbage that would count
+            blank["canvas"][:] = (0, 0, 1, 1)
+            yield {n: np.concatenate([blank[n], array, blank[n]]) for n, array in batch.items()}
+
+    original = evaluate_module.run_act
+
+    def spy(model: RecursiveModel, batch: dict[str, Tensor], context: Any = None) -> Outputs:
+        rows.append(len(batch["inputs"]))
+        return original(model, batch, context)
+
+    monkeypatch.setattr(data, "eval_batches", padded)
+    monkeypatch.setattr(evaluate_module, "run_act", spy)
+    assert evaluate(model, data, 4, device=CPU).metrics == pytest.approx(expected, nan_ok=True)
+    assert sum(rows) == data.num_eval_rows()
+
+
+def test_votes_of_an_evaluation_are_its_own(folder: Path) -> None:
+    """Other weights, other answers: nothing of the first evaluation is in the second (D4)."""
+    model, data = build(tiny(folder))
+    first = evaluate(model, data, 4, device=CPU)
+    with torch.no_grad():
+        model.inner.lm_head.weight.neg_()
+    second = evaluate(model, data, 4, device=CPU)
+    votes = [sum(task["votes"] for task in found.tasks) for found in (first, second)]
+    assert votes == [data.num_eval_rows()] * 2
+    assert first.voting.submission() != second.voting.submission()
+
+
+def test_queries_of_unknown_solution_are_answered_and_not_scored(tmp_path: Path) -> None:
+    """Without solutions nothing is taken for the truth (C6): NaN, not 0, and a whole submission."""
+    folder = puzzle_folder(tmp_path / "puzzles")
+    (folder / "arc-agi_evaluation_solutions.json").unlink()
+    model, data = build(tiny(folder))
+    found = evaluate(model, data, 4, device=CPU)
+    assert found.metrics["eval/rows"] == found.metrics["eval/scheduled"] == 0
+    for name in ("accuracy", "exact_accuracy", "lm_loss", "pass@1", "pass@2"):
+        assert math.isnan(found.metrics[f"eval/{name}"]), name
+    answers = found.voting.submission()
+    assert {name: len(entries) for name, entries in answers.items()} == {"ev000": 1, "ev001": 2}

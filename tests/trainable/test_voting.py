@@ -126,3 +126,42 @@ def test_unknown_outputs_are_not_scored() -> None:
     assert result.pass_at[1] == 1.0  # [[0]] is right once, and not taken for the missing truths
     assert voting.unmatched == 1
     assert len(voting.submission()["unknown"]) == 1
+
+
+def _half_right(puzzles: int, *, answered: float = 1.0) -> ArcVoting:
+    """Every other puzzle answered rightly, and only the first share of them answered at all."""
+    tasks = {
+        f"p{n}": {"test": [{"input": [[n // 10, n % 10]], "output": [[1]]}]} for n in range(puzzles)
+    }
+    voting = ArcVoting(tasks, ["<blank>", *tasks], num_aug=0)
+    plain = Augmentation(0, tuple(range(10)))
+    for n in range(round(puzzles * answered)):
+        asked = _row([[n // 10, n % 10]], plain)
+        voting.update([1 + n], asked[None], _row([[n % 2]], plain)[None], np.zeros(1))
+    return voting
+
+
+def test_groups_of_equal_quality_score_equally_however_many_there_are() -> None:
+    """4 and 64 puzzles, half of them solved: not 0.5 % against 8 % of a fixed 400 (D3)."""
+    few, many = _half_right(4).result(), _half_right(64).result()
+    assert few.pass_at[1] == many.pass_at[1] == 0.5
+    assert (few.scheduled, many.scheduled) == (4, 64)
+    # a puzzle without prediction counts as wrong, and is counted
+    partly = _half_right(64, answered=0.5).result()
+    assert partly.pass_at[1] == 0.25 and (partly.scheduled, partly.answered) == (64, 32)
+    assert partly.pass_at_answered()[1] == 0.5
+
+
+def test_an_unanswered_pair_keeps_its_place_and_one_candidate_is_repeated() -> None:
+    pairs = [{"input": [[n]], "output": [[n]]} for n in (1, 2, 3)]
+    voting = ArcVoting({"p": {"test": pairs}}, ["<blank>", "p"])
+    plain = Augmentation(0, tuple(range(10)))
+    rows = np.stack([_row([[1]], plain), _row([[3]], plain), _row([[3]], plain)])
+    answers = np.stack([_row([[n]], plain) for n in (7, 8, 9)])
+    voting.update([1, 1, 1], rows, answers, np.asarray([0.0, -1.0, 1.0]))
+    first, second, third = voting.submission()["p"]
+    assert first == {"attempt_1": [[7]], "attempt_2": [[7]]}
+    assert second == {"attempt_1": PLACEHOLDER, "attempt_2": PLACEHOLDER}
+    assert third == {"attempt_1": [[9]], "attempt_2": [[8]]}, "the larger q first"
+    assert [len(candidates) for candidates in voting.ranking("p")] == [1, 0, 2]
+    assert voting.grid(voting.ranking("p")[2][0]) == [[9]]
