@@ -90,7 +90,7 @@ def ask(args: argparse.Namespace, loaded: LoadedModel, puzzles: Sequence[Puzzle]
 def describe(loaded: LoadedModel) -> str:
     """``runs/…/step-400.pt: etrm, standard encoder, ema weights, step 400``."""
     config = loaded.config
-    parts = [config.kind]
+    parts: list[str] = [config.kind]
     if config.kind == "etrm":
         parts.append(f"{config.encoder_type} encoder")
     elif config.kind == "etrmtrm":

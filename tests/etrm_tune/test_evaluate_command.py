@@ -153,6 +153,10 @@ def test_a_foreign_trm_answers_for_its_identifiers_and_its_exposure_is_unknown(
     assert "own training: unknown what it saw" in out and "(0 of 2 puzzles)" in out
     status, _, err = ask("evaluate", foreign, "--data", folder, "--subset", "concept")
     assert status == 2 and "concept" in err and err.count("\n") == 1
+    alone = tmp_path / "step_7"
+    alone.write_bytes(foreign.read_bytes())
+    status, _, err = ask("evaluate", alone, "--data", folder)
+    assert status == 2 and "all_config.yaml" in err, "no default stands in for its cycles (D10)"
     nameless = tmp_path / "nameless"
     nameless.mkdir()
     for name in ("step_7", "all_config.yaml"):

@@ -77,7 +77,8 @@ class HeldOutData(ArcData):
         self.kind, self.canvas, self.seed = kind, canvas, seed
         self.eval_num_aug = num_aug
         self.train_groups, self.eval_groups = [], []
-        self.train_ids, self.missing = (), ()
+        self.train_ids = ()
+        self.missing: tuple[str, ...] = ()
         if kind == "trm":
             self._take_named(puzzles, num_aug, identifiers)
         else:
