@@ -66,10 +66,11 @@ class TensorStats:
 
 def tensor_stats(name: str, value: Tensor) -> TensorStats:
     """Statistics in float64, in pieces of `CHUNK` values."""
-    flat = value.detach().flatten()
+    rows = value.detach().reshape(1) if value.dim() == 0 else value.detach()
+    pieces = rows.split(max(1, CHUNK * len(rows) // max(1, rows.numel())))
     nan = inf = count = 0
     total, low, high = 0.0, math.inf, -math.inf
-    for piece in flat.split(CHUNK):
+    for piece in pieces:
         nan += int(piece.isnan().sum())
         inf += int(piece.isinf().sum())
         finite = piece[piece.isfinite()].double()
@@ -79,7 +80,7 @@ def tensor_stats(name: str, value: Tensor) -> TensorStats:
             low, high = min(low, float(finite.min())), max(high, float(finite.max()))
     mean = total / count if count else math.nan
     squares = 0.0
-    for piece in flat.split(CHUNK) if count else ():
+    for piece in pieces if count else ():
         squares += float((piece[piece.isfinite()].double() - mean).square().sum())
     return TensorStats(
         name=name,

@@ -70,11 +70,12 @@ def inspect_command(args: argparse.Namespace) -> int:
         "weights": " and ".join(found["weights"]),
         "configuration": found["config_file"] or "none beside it",
         **({f"trial {key}": value for key, value in (found["trial"] or {}).items()}),
-        **(found["config"] or {}),
+        **{key: value for key, value in (found["config"] or {}).items() if value is not None},
         **{f"values in {part}": f"{n:,}" for part, n in found["parameters"].items()},
         "exposure": _exposure(found["exposure"]),
-        "identifiers": _or_unknown(found["identifiers"]),
     }
+    if "puzzle table" in found["parameters"]:
+        facts["names of identifiers"] = found["identifiers"]
     _table(console, ("", ""), ((key, _or_unknown(value)) for key, value in facts.items()))
     for label, rows in found["tensors"].items():
         console.print()

@@ -246,6 +246,9 @@ def test_saving_keeps_the_newest_and_falls_back_from_a_damaged_one(tmp_path: Pat
         checkpoint.save(tmp_path, step, state_of(step), keep=2)
     assert [step for step, _ in checkpoint.list_steps(tmp_path)] == [20, 100]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-100.pt", "step-20.pt"]
+    (tmp_path / "step-7.pt.123.tmp").write_bytes(b"what a killed process left")
+    checkpoint.save(tmp_path, 100, state_of(100), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-100.pt", "step-20.pt"]
     path = tmp_path / "step-100.pt"
     found = checkpoint.newest(tmp_path)
     assert found is not None and found[0] == path
