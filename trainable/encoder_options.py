@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from trainable.errors import ConfigError, nearest
 
@@ -94,7 +94,7 @@ def ineffective_options(config: ModelConfig | TrialConfig) -> dict[str, str]:
     A configuration with such options is valid, since the plan's documents contain some; whoever
     takes options from a user refuses them (defect A10).
     """
-    model: ModelConfig = getattr(config, "model", config)  # type: ignore[assignment]
+    model = cast("ModelConfig", getattr(config, "model", config))
     fields = type(model).model_fields
     found: dict[str, str] = {}
 

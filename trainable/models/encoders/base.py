@@ -137,6 +137,10 @@ class DemonstrationEncoder(nn.Module):
             state = self.initial_state(demo_mask.shape[0], demo_mask.device)
         return self.advance(sets, state)
 
+    def as_tokens(self, flat: Tensor) -> Tensor:
+        """(rows, T · D) → (rows, T, D)."""
+        return flat.view(flat.shape[0], self.config.prefix_len, self.config.hidden_size)
+
     def encode(self, sets: DemoSets, noise: RowGenerator) -> EncoderOutput:
         """Encode distinct sets and spread the result over rows."""
         raise TypeError(f"{type(self).__name__} must define encode()")

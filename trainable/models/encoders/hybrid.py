@@ -48,4 +48,4 @@ class HybridVariational(HybridStandard):
         mu, logvar = self.mu_proj(pooled), self.logvar_proj(pooled).clamp(-CLAMP, CLAMP)
         latent = per_row(sets, mu, logvar, noise, training=self.training)
         context = self.decode_proj(latent.z.to(tokens.dtype))
-        return latent.output(context.unflatten(-1, (self.config.prefix_len, -1)))
+        return latent.output(self.as_tokens(context))

@@ -35,8 +35,7 @@ class LPNStandard(DemonstrationEncoder):
 
     def tokens(self, pooled: Tensor) -> Tensor:
         """(rows, D) → (rows, T, D)."""
-        context: Tensor = self.output_proj(pooled)
-        return context.unflatten(-1, (self.config.prefix_len, -1))
+        return self.as_tokens(self.output_proj(pooled))
 
 
 class LPNVariational(LPNStandard):

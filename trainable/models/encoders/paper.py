@@ -153,9 +153,8 @@ class LPN(DemonstrationEncoder):
 
     def tokens(self, pooled: Tensor) -> Tensor:
         """(rows, W or Z) float32 → (rows, T, D) in the forward dtype."""
-        context: Tensor = self.output_proj(pooled)
-        context = context.to(DTYPES[self.config.forward_dtype])
-        return context.unflatten(-1, (self.config.prefix_len, -1))
+        context = self.as_tokens(self.output_proj(pooled))
+        return context.to(DTYPES[self.config.forward_dtype])
 
 
 class LPNVar(LPN):
