@@ -49,7 +49,7 @@ class Interface:
     def prefixes(self, rows: Tensor) -> Tensor:
         """Embeddings (…, E) as the decoder's prefix (…, P, D), unscaled: padded with zeros."""
         missing = self.prefix[0] * self.prefix[1] - rows.shape[-1]
-        return F.pad(rows, (0, missing)).unflatten(-1, self.prefix)
+        return F.pad(rows, (0, missing)).view(*rows.shape[:-1], *self.prefix)
 
     def distance(self, context: Tensor, identifiers: Tensor) -> Tensor:
         """Mean squared error (B) float32 between context (B, P, D) and the rows' own embeddings."""

@@ -74,6 +74,7 @@ class RowGenerator:
     def select(self, rows: Tensor, of: int) -> RowGenerator:
         """The same stream for the rows `rows` (n) out of a rank's `of` rows."""
         view = RowGenerator(self.generator, rank=self.rank, world=self.world, device=self.device)
+        rows = rows.to(self.device)
         view._selected = rows if self._selected is None else self._selected[rows]
         view._of = of if self._selected is None else self._of
         return view
@@ -117,7 +118,7 @@ class RowGenerator:
     def _mine(self, drawn: Tensor) -> Tensor:
         rows = drawn.shape[0] // self.world
         block = drawn[self.rank * rows : (self.rank + 1) * rows]
-        return block if self._selected is None else block[self._selected.to(block.device)]
+        return block if self._selected is None else block[self._selected]
 
     def get_state(self) -> Tensor:
         """The stream's state, a uint8 tensor on the CPU."""

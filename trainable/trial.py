@@ -27,6 +27,7 @@ from trainable.exposure import DECODER
 from trainable.interface import Interface, interface_metrics, read_interface
 from trainable.losses import act_loss, add_identity
 from trainable.meters import IntervalSums, interval_metrics
+from trainable.micro import added, joined, micro_batches
 from trainable.models import Carry, build_model
 from trainable.random import RowGenerator, torch_generator
 from trainable.updates import Updater
@@ -50,7 +51,7 @@ class Trial:
                 f"workers: choose a multiple"
             )
         self.rows = config.global_batch_size // self.world
-        self.micro_batches = _micro_batches(self.rows, config.model.micro_batch_size)
+        self.micro_batches = micro_batches(self.rows, config.model.micro_batch_size)
         torch.set_num_threads(config.num_threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.data = ArcData.from_config(config)
@@ -175,7 +176,7 @@ class Trial:
             whole = config.model.encode_mode != "cached"
             self.seen.append(observe(outputs, self.carries[at], carry, whole=whole))
             self.carries[at] = carry
-            total = _added(total, sums) if at else sums
+            total = added(total, sums) if at else sums
         return total
 
     def _staggered(self, rows: slice) -> Tensor:
@@ -186,7 +187,11 @@ class Trial:
         """
         config, longest = self.config, self.config.model.halt_max_steps
         row = self.rank * self.rows + torch.arange(rows.start, rows.stop)
-        if not config.stagger_starts or config.model.encode_mode == "online" or self.step >= longest:
+        if (
+            not config.stagger_starts
+            or config.model.encode_mode == "online"
+            or self.step >= longest
+        ):
             return torch.zeros_like(row, dtype=torch.bool)
         return row * longest // config.global_batch_size == self.step
 
@@ -299,30 +304,7 @@ class Trial:
         return not self.any(not (self.sums.is_finite() and self.updater.weights_are_finite()))
 
 
-def joined(parts: list[Tensor]) -> Tensor:
-    """Rows of micro batches, one after another."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _micro_batches(rows: int, size: int | None) -> list[slice]:
-    """Cut a rank's rows into micro batches of `size` rows."""
-    size = rows if size is None else min(size, rows)
-    if rows % size:
-        raise ConfigError(
-            f"micro_batch_size {size} does not divide the {rows} rows of a worker: choose a divisor"
-        )
-    return [slice(at, at + size) for at in range(0, rows, size)]
-
-
 def _longest_run(config: TrialConfig) -> int:
     """ACT steps after which every row has ended in training."""
     model = config.model
     return model.num_act_steps if model.encode_mode == "online" else model.halt_max_steps
-
-
-def _added(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sums of two micro batches; a KL term may be missing where nothing was encoded."""
-    return {
-        name: a[name] + b[name] if name in a and name in b else a.get(name, b.get(name))
-        for name in a | b
-    }

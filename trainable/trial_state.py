@@ -18,7 +18,7 @@ from trainable import checkpoint
 from trainable.collective import gather, together
 from trainable.config import SEMANTICS_VERSION
 from trainable.models import Carry, RecursiveModel
-from trainable.models.act import InnerCarry
+from trainable.models.carry import InnerCarry
 
 if TYPE_CHECKING:
     from trainable.trial import Trial

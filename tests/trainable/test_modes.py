@@ -20,7 +20,6 @@ from tests.trainable.small_trials import (
     tiny,
 )
 from trainable import checkpoint
-from trainable.config import TrialConfig
 from trainable.errors import ConfigError
 from trainable.evaluate import evaluation_mode, run_act
 from trainable.loop import train
@@ -469,6 +468,6 @@ def test_micro_batches_must_divide_a_workers_rows(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainable.trial.ranks", lambda: (0, 2))
-    config: TrialConfig = tiny(folder, global_batch_size=6, micro_batch_size=2)
+    config = tiny(folder, global_batch_size=6, micro_batch_size=2)
     with pytest.raises(ConfigError, match="does not divide the 3 rows of a worker"):
         Trial(config, tmp_path)

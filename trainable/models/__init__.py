@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from trainable.config import ModelConfig
-from trainable.models.act import Carry, InnerCarry, Outputs, RecursiveModel
+from trainable.models.act import RecursiveModel
+from trainable.models.carry import Carry, InnerCarry, Outputs
 from trainable.models.encoders import ENCODERS, EncoderOutput
 from trainable.random import derive_seed, torch_generator
 
