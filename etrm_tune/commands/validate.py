@@ -18,6 +18,7 @@ from etrm_tune.terminal import console, shown
 from search_spaces.alignment import Finding, align, critical, verdict
 from search_spaces.profiles import PROFILES
 from search_spaces.reference import DEFAULT_REVISION, REVISIONS
+from trainable.config import option_owner
 from trainable.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def validate_command(args: argparse.Namespace) -> int:
 
     if args.decoder is None and args.decoder_l_cycles is not None:
         raise ConfigError("--decoder-l-cycles describes a given checkpoint: add --decoder PATH")
+    for option in args.allow:
+        option_owner(option)  # refuses unknown names before anything is read
     profile = args.profile or ("workstation" if this_machine().gpus else "laptop")
     settings = parse_settings(args.set)
     if args.data is not None:
