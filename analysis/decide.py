@@ -17,7 +17,7 @@ from analysis.load import Run
 from analysis.overfit import decide_overfit
 from analysis.recommend import Recommendation, recommend
 from analysis.select import full_data, selection
-from analysis.view import View, by_data
+from analysis.view import View, by_data, mixed_plans
 
 
 def decide(run: Run) -> list[Decision]:
@@ -27,7 +27,7 @@ def decide(run: Run) -> list[Decision]:
     in the decisions that need them. Trials of several revisions or profiles together are not
     compared: one decision says so.
     """
-    if mixed := _mixed(run):
+    if mixed := mixed_plans(run):
         return [undecided("all", "one revision and one profile", [], [mixed], after="")]
     plan, full = by_data(run)
     view = View(plan)
@@ -62,11 +62,3 @@ def next_step(run: Run, decisions: Sequence[Decision]) -> tuple[str, str | None]
     """The recommendation in one line: (why, command)."""
     found = recommend(run, decisions)
     return found.why, found.command
-
-
-def _mixed(run: Run) -> str | None:
-    for column in ("revision", "profile"):
-        values = sorted(run.arms[column].dropna().unique())
-        if len(values) > 1:
-            return f"trials of {column}s {', '.join(values)} are loaded together: load one"
-    return None

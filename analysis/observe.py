@@ -68,6 +68,13 @@ class Observation:
         return f"{self.id} {percent(self.value)}{interval_text(self.low, self.high)}{some}"
 
 
+def problem_of(run: Run, experiment: str) -> str | None:
+    """Why nothing can be decided about an experiment; None when it can."""
+    name, arms = experiment.partition("/")[2], run.arms
+    trials = arms[arms["experiment"] == experiment]
+    return f"{name} is not part of this run" if trials.empty else _problem(name, trials)
+
+
 def observe(run: Run, experiment: str) -> Observation:
     """Read one experiment off a run; a missing one is an `Observation` with a `problem`."""
     name = experiment.partition("/")[2]
@@ -118,7 +125,7 @@ def controls_gap(trials: pd.DataFrame, metric: str) -> tuple[float, float]:
 def _problem(name: str, trials: pd.DataFrame) -> str | None:
     if trials["seed"].duplicated().any():
         return f"{name} occurs twice with one seed and different settings: load the runs separately"
-    for trial in trials.itertuples():
+    for trial in trials[["seed", "status", "reason", "step", "accuracy"]].itertuples():
         status, reason = str(trial.status), trial.reason
         where = f"{name} (seed {trial.seed})" if len(trials) > 1 else name
         why = f": {reason}" if isinstance(reason, str) else ""

@@ -18,7 +18,7 @@ import pandas as pd
 
 from analysis.load import Run
 from analysis.metrics import measure
-from analysis.observe import observe, percent
+from analysis.observe import percent, problem_of
 from analysis.statistics import (
     bootstrap_interval,
     holm,
@@ -137,7 +137,8 @@ def paired(run: Run, left: str, right: str, how: Measure, *, comparisons: int = 
     A single comparison is corrected as the first of its family; `compare` corrects all together.
     """
     made = Paired(left, right, how, comparisons=comparisons)
-    problems = [seen.problem for seen in (observe(run, left), observe(run, right)) if seen.problem]
+    found = [problem_of(run, name) for name in (left, right)]
+    problems = [problem for problem in found if problem is not None]
     trials = run.arms[run.arms["experiment"].isin((left, right))]
     problems = problems or mixed(trials)
     if problems:
@@ -150,8 +151,11 @@ def paired(run: Run, left: str, right: str, how: Measure, *, comparisons: int = 
     if not common:
         return replace(made, problem=f"{ids[0]} and {ids[1]} have no seed in common")
     values, samples = [], []
+    rows = run.curves[run.curves["experiment"].isin((left, right))]
+    needed = ["run", "trial_id", "step", "samples", how.metric]
+    rows = rows[[name for name in needed if name in rows]]
     for seed in common:
-        curves = [_curve(run, by_seed[name].loc[seed]) for name in (left, right)]
+        curves = [_curve(rows, by_seed[name].loc[seed]) for name in (left, right)]
         at = min(float(curve["samples"].max()) if len(curve) else math.nan for curve in curves)
         pair = [measure(curve[curve["samples"] <= at], how) for curve in curves]
         if any(math.isnan(value) for value in pair):
@@ -205,8 +209,7 @@ def _numbers(
     )
 
 
-def _curve(run: Run, trial: pd.Series[Any]) -> pd.DataFrame:
-    rows = run.curves
+def _curve(rows: pd.DataFrame, trial: pd.Series[Any]) -> pd.DataFrame:
     mine: pd.DataFrame = rows[
         (rows["run"] == trial["run"]) & (rows["trial_id"] == trial["trial_id"])
     ]

@@ -15,7 +15,7 @@ from analysis.load import Run
 from analysis.select import followup
 from analysis.steps import OPEN, debug_steps, step, unfinished
 from analysis.tested import family_of, holds
-from analysis.view import View, by_data
+from analysis.view import View, by_data, mixed_plans
 from search_spaces import rules
 
 TREES = (debug.TREE, act.TREE, frozen.TREE)
@@ -43,6 +43,8 @@ def recommend(run: Run, decisions: Sequence[Decision]) -> Recommendation:
             "no decision point applies: this run holds none of the experiments that the plan's "
             "rules read (none of phase 1's either)"
         )
+    if mixed_plans(run):
+        return Recommendation(decisions[0].text)
     flags = [decision for decision in decisions if decision.raised]
     if flags:
         steps = tuple(one for flag in flags for one in flag.next)

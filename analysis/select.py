@@ -16,7 +16,7 @@ from analysis.load import Run
 from analysis.observe import Observation, percent
 from analysis.steps import step
 from analysis.tested import PHASE_ARMS, family_of, revision_of
-from analysis.view import View, by_data
+from analysis.view import View, by_data, mixed_plans
 from search_spaces import act as act_series
 from search_spaces import rules
 from search_spaces.rules import act as act_rules
@@ -49,7 +49,10 @@ def select(run: Run) -> list[Observation]:
 
 
 def followup(run: Run) -> list[NextStep]:
-    """Full-data runs of the selected configurations; empty when none is above the threshold."""
+    """Full-data runs of the selected configurations; empty when none is above the threshold, and
+    for trials of several revisions or profiles together."""
+    if mixed_plans(run):
+        return []
     view = View(by_data(run)[0])
     steps = []
     for rank, arm in enumerate(select(run), start=1):

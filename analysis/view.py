@@ -64,10 +64,19 @@ class View:
         """The curve of every seed, sorted by step."""
         rows = self.run.curves
         found = []
-        for trial in self.trials(experiment).itertuples():
+        for trial in self.trials(experiment)[["run", "trial_id"]].itertuples():
             mine = rows[(rows["run"] == trial.run) & (rows["trial_id"] == trial.trial_id)]
             found.append(mine)
         return found
+
+
+def mixed_plans(run: Run) -> str | None:
+    """Why the trials of a run cannot be decided together; None when they can."""
+    for column in ("revision", "profile"):
+        values = sorted(run.arms[column].dropna().unique())
+        if len(values) > 1:
+            return f"trials of {column}s {', '.join(values)} are loaded together: load one"
+    return None
 
 
 def by_data(run: Run) -> tuple[Run, Run]:

@@ -198,3 +198,14 @@ def phase1(path: Path, e1a: float, e2a: float, e2b: float, e2c: float) -> Folder
 
 def _dump(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values))
+
+
+def seeds(
+    path: Path, accuracies: dict[str, list[float] | float], *, target: str = "phase2", **plan: Any
+) -> FolderWriter:
+    """A finished run with one accuracy per experiment and seed (a number: seed 0 alone)."""
+    writer = FolderWriter(path, target=target, **plan)
+    for name, values in accuracies.items():
+        for seed, accuracy in enumerate(values if isinstance(values, list) else [values]):
+            writer.add(name, accuracy, seed=seed)
+    return writer
