@@ -121,7 +121,7 @@ class Space:
         seen: set[tuple[tuple[str, Any], ...]] = set()
         for values in itertools.product(*axes):
             given = dict(zip((p.label for p in self.parameters), values, strict=True))
-            point = self.draw(lambda p, given=given: given[p.label], revision=revision)
+            point = self.draw(_by(given, "label"), revision=revision)
             key = tuple(point.values.items())
             if key not in seen:
                 seen.add(key)
@@ -135,7 +135,7 @@ class Space:
                 plan = _plan(name, revision)
             except ConfigError:
                 continue  # not part of this revision
-            known[name] = self.draw(lambda p, plan=plan: plan[p.option], revision=revision)
+            known[name] = self.draw(_by(plan, "option"), revision=revision)
         return known
 
     def experiment(self, point: Point, identifier: str) -> Experiment:
@@ -152,6 +152,11 @@ class Space:
             consequences=frozenset(point.options.keys() - searched),
             control=self.base,
         )
+
+
+def _by(values: Mapping[str, Any], key: str) -> Callable[[Parameter], Any]:
+    """Suggest the value that stands under a parameter's ``label`` or ``option``."""
+    return lambda parameter: values[getattr(parameter, key)]
 
 
 @functools.cache
