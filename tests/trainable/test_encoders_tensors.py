@@ -1,4 +1,4 @@
-"""Names, shapes and sizes of every published encoder at the default width: spec section 7.
+"""Names, shapes and sizes of every encoder of the ETRM repository at the default width.
 
 D 512, T 16 context tokens, INNER 1536, the inner width of an MLP, V 12.
 """
@@ -163,7 +163,7 @@ def test_old_files_in_bfloat16_are_read(name: str) -> None:
 
 
 def test_starts() -> None:
-    """Initial values that are not a truncated normal of 1/√in: spec sections 7.1 to 7.8."""
+    """Initial values other than the truncated normal with a standard deviation of 1/√in."""
     options = {
         "hidden_size": 64,
         "num_heads": 4,
