@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,6 @@ import torch
 
 from tests.trainable.small_trials import (
     comparable,
-    comparable_rows,
     puzzle_folder,
     rows_of,
     same_state,
@@ -26,8 +22,9 @@ from tests.trainable.small_trials import (
 from trainable import checkpoint
 from trainable import trial as trial_module
 from trainable.config import TrialConfig
-from trainable.errors import CheckpointError, ConfigError
+from trainable.errors import ConfigError
 from trainable.loop import TrainResult, train
+from trainable.trial import Trial
 
 EVERY_ROW = {
     *("step", "epoch", "samples", "time", "wall_s"),
@@ -144,6 +141,26 @@ def test_counts_of_steps_epochs_and_samples(folder: Path, tmp_path: Path) -> Non
     assert [row["samples"] for row in rows] == [8, 8]
     assert rows[0]["train/steps_hist/3"] == 1.0 and rows[0]["train/steps"] == 3
     assert rows[0]["epoch"] == pytest.approx(4 * config.epochs / 6.5)
+
+
+def test_staggered_rows_begin_evenly_spread_for_ever(folder: Path, tmp_path: Path) -> None:
+    """Without halting by the Q-head (its bias starts at -5) a row ends after all its ACT steps."""
+    config = tiny(
+        folder, stagger_starts=True, global_batch_size=6, halt_exploration_prob=0.0, lr=0.0
+    )
+    trial = Trial(config, tmp_path)
+    ended = []
+    for _ in range(9):
+        trial.train_step()
+        (carry,) = trial.carries
+        ended.append(carry.halted.nonzero()[:, 0].tolist())
+    assert ended == [[0, 1], [2, 3], [4, 5]] * 3
+    together = Trial(config.replace(stagger_starts=False), tmp_path / "together")
+    counts = []
+    for _ in range(6):
+        together.train_step()
+        counts.append(int(together.carries[0].halted.sum()))
+    assert counts == [0, 0, 6] * 2
 
 
 def test_runs_without_ray(folder: Path, tmp_path: Path) -> None:
@@ -270,303 +287,3 @@ def test_a_single_puzzle_trains_to_the_end(folder: Path, tmp_path: Path) -> None
     assert result.status == "finished"
     assert result.last_row["control/normal_accuracy"] is not None
     assert result.last_row["control/other_accuracy"] is None, "there is no other puzzle"
-
-
-# --- freezing ------------------------------------------------------------------------------------
-
-
-def weights_by_step(config: TrialConfig, out_dir: Path) -> list[dict[str, torch.Tensor]]:
-    run(config, out_dir)
-    return [
-        checkpoint.read_own(path)["model"]
-        for _, path in checkpoint.list_steps(out_dir / "checkpoints")
-    ]
-
-
-def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], part: str) -> set[bool]:
-    names = [n for n in before if n.startswith(part) and not n.endswith("_init")]
-    return {not torch.equal(before[n], after[n]) for n in names}
-
-
-@pytest.mark.parametrize("scale", [0.0, 0.5])
-def test_freezing_is_per_group(folder: Path, tmp_path: Path, scale: float) -> None:
-    """With `encoder_lr_scale` 0 the encoder takes the decoder's rate and freezes all the same."""
-    options = {"checkpoint_interval": 1, "keep_checkpoints": 9, "max_eval_groups": 0}
-    options |= {"encoder_lr_scale": scale, "weight_decay": 0.1, "lr_warmup_steps": 0}
-
-    config = tiny(folder, steps=4, freeze_decoder_steps=2, **options)
-    w = weights_by_step(config, tmp_path / "decoder")
-    assert moved(w[0], w[1], "inner.") == {False} and moved(w[0], w[1], "encoder.") == {True}
-    assert moved(w[1], w[2], "inner.") == {True} == moved(w[1], w[2], "encoder.")
-    rows = rows_of(tmp_path / "decoder")
-    assert [row["train/decoder_frozen"] for row in rows] == [1, 1, 0, 0]
-    assert [row["grad/decoder_norm"] == 0 for row in rows] == [True, True, False, False]
-    assert all(row["grad/encoder_norm"] > 0 for row in rows)
-
-    config = tiny(folder, steps=4, encoder_freeze_steps=2, **options)
-    w = weights_by_step(config, tmp_path / "encoder")
-    assert moved(w[0], w[1], "inner.") == {True} and moved(w[0], w[1], "encoder.") == {False}
-    assert moved(w[1], w[2], "inner.") == {True} == moved(w[1], w[2], "encoder.")
-    rows = rows_of(tmp_path / "encoder")
-    assert [row["train/encoder_frozen"] for row in rows] == [1, 1, 0, 0]
-    assert [row["grad/encoder_norm"] == 0 for row in rows] == [True, True, False, False]
-
-    config = tiny(folder, steps=3, freeze_encoder=True, **options)
-    w = weights_by_step(config, tmp_path / "never")
-    assert moved(w[0], w[2], "encoder.") == {False} and moved(w[0], w[2], "inner.") == {True}
-    assert [row["train/encoder_frozen"] for row in rows_of(tmp_path / "never")] == [1, 1, 1]
-
-
-def test_frozen_gradients_do_not_enter_the_clip_norm(folder: Path, tmp_path: Path) -> None:
-    options = {"grad_clip_norm": 1e-3, "max_eval_groups": 0, "steps": 1}
-    run(tiny(folder, encoder_freeze_steps=1, **options), tmp_path)
-    (row,) = rows_of(tmp_path)
-    assert row["grad/total_norm"] == row["grad/decoder_norm"] > 0
-    assert row["grad/clip_factor"] == pytest.approx(1e-3 / row["grad/total_norm"], rel=1e-3)
-
-
-def test_the_encoder_has_its_own_rate(folder: Path, tmp_path: Path) -> None:
-    run(tiny(folder, steps=3, encoder_lr_scale=0.25, max_eval_groups=0), tmp_path)
-    for row in rows_of(tmp_path):
-        assert row["train/encoder_lr"] == pytest.approx(0.25 * row["train/lr"])
-    assert [row["train/lr"] for row in rows_of(tmp_path)] == pytest.approx([5e-4, 1e-3, 1e-3])
-
-
-def test_a_group_that_thaws_is_warmed_up_if_asked(folder: Path, tmp_path: Path) -> None:
-    """By default it joins at the full rate, as in the reference (A16)."""
-    options = {"max_eval_groups": 0, "lr_warmup_steps": 0, "steps": 8, "encoder_lr_scale": 0.5}
-    for warmup, thawed in ((0, [1, 1, 1, 1, 1]), (4, [0.25, 0.5, 0.75, 1, 1])):
-        for group, name in (("freeze_decoder_steps", "lr"), ("encoder_freeze_steps", "encoder_lr")):
-            out = tmp_path / f"{warmup}-{name}"
-            frozen = {group: 3} | ({"unfreeze_warmup_steps": warmup} if warmup else {})
-            run(tiny(folder, **frozen, **options), out)
-            rows, rates = rows_of(out), {"lr": 1e-3, "encoder_lr": 5e-4}
-            base = rates.pop(name)
-            assert [row[f"train/{name}"] / base for row in rows[3:]] == pytest.approx(thawed)
-            ((other, rate),) = rates.items()
-            assert all(row[f"train/{other}"] == pytest.approx(rate) for row in rows)
-
-
-def test_the_encoder_has_its_own_decay(folder: Path, tmp_path: Path) -> None:
-    """Explicit, never a silent tenth (A20): one step with zero gradient shows lr · decay."""
-    for given, expected in ((None, 0.2), (0.05, 0.05), (0.0, 0.0)):
-        config = tiny(
-            folder,
-            steps=1,
-            lr=0.1,
-            lr_warmup_steps=0,
-            weight_decay=0.2,
-            encoder_weight_decay=given,
-            encoder_lr_scale=0.5,
-        )
-        updater = trial_module.Trial(config, tmp_path).updater
-        for params, rate, decay in (
-            (updater.decoder_params, 0.1, 0.2),
-            (updater.encoder_params, 0.05, expected),
-        ):
-            before = [p.detach().clone() for p in params]
-            for p in params:
-                p.grad = torch.zeros_like(p)
-            updater.update(1)
-            for p, old in zip(params, before, strict=True):
-                assert torch.allclose(p, old * (1 - rate * decay), rtol=1e-6, atol=0)
-
-
-def test_staged_training_freezes_then_joins(folder: Path, tmp_path: Path) -> None:
-    """The staged configuration with one rate for both (`encoder_lr_scale` 0; defect A4)."""
-    config = tiny(
-        folder,
-        steps=6,
-        freeze_decoder_steps=3,
-        encoder_lr_scale=0.0,
-        checkpoint_interval=1,
-        keep_checkpoints=9,
-        max_eval_groups=0,
-    )
-    w = weights_by_step(config, tmp_path)
-    for step in range(1, 6):
-        assert moved(w[step - 1], w[step], "encoder.") == {True}
-        assert moved(w[step - 1], w[step], "inner.") == {step >= 3}
-    rows = rows_of(tmp_path)
-    assert all(row["train/lr"] == row["train/encoder_lr"] for row in rows)
-
-
-# --- determinism and resume ----------------------------------------------------------------------
-
-
-def test_the_same_seed_gives_the_same_rows(folder: Path, tmp_path: Path) -> None:
-    config = tiny(folder, encoder_type="hybrid_variational", kl_weight=1e-3, max_eval_groups=0)
-    torch.manual_seed(1)
-    run(config, tmp_path / "a")
-    torch.manual_seed(2)  # torch's global generator has no part in it
-    run(config, tmp_path / "b")
-    run(config.replace(seed=1), tmp_path / "c")
-    rows = [comparable_rows(tmp_path / name) for name in "abc"]
-    assert rows[0] == rows[1]
-    assert not set(rows[0]) & set(rows[2])
-    same_state(final_state(tmp_path / "a"), final_state(tmp_path / "b"))
-
-
-def test_evaluating_changes_nothing_else(folder: Path, tmp_path: Path) -> None:
-    plain = tiny(folder, steps=6, encoder_type="lpn_variational", kl_weight=1e-3)
-    often = plain.replace(eval_interval=plain.epochs / 6)
-    none = plain.replace(max_eval_groups=0)
-    trained = []
-    for name, config in (("plain", plain), ("often", often), ("none", none)):
-        run(config, tmp_path / name)
-        rows = [json.loads(row) for row in comparable_rows(tmp_path / name)]
-        evaluated = sum("eval/accuracy" in row for row in rows)
-        assert evaluated == {"plain": 1, "often": 6, "none": 0}[name]
-        kept = [{k: v for k, v in row.items() if not k.startswith("eval")} for row in rows]
-        trained.append(kept)
-    assert trained[0] == trained[2]
-    # the group order is drawn anew every eval_interval, as published: the first steps agree
-    assert trained[0][0] == trained[1][0]
-    same_state(final_state(tmp_path / "plain")["model"], final_state(tmp_path / "none")["model"])
-
-
-VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"kind": "trm", "canvas": "full", "steps": 3},
-    {"encoder_type": "hybrid_variational", "kl_weight": 1e-3, "ema": False},
-    {"freeze_decoder_steps": 3, "no_ACT_continue": False, "grad_clip_norm": 1.0},
-]
-
-
-@pytest.mark.parametrize("options", VARIANTS, ids=str)
-def test_a_resumed_trial_repeats_an_undisturbed_one(
-    folder: Path, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps = options.get("steps", 7)
-    config = tiny(
-        folder,
-        **(options | {"steps": steps}),
-        log_interval=2,
-        checkpoint_interval=1,
-        keep_checkpoints=3,
-        halt_max_steps=4,
-    )
-    run(config, tmp_path / "whole")
-
-    # dies at a step that is not a log step, in the middle of an interval
-    class Killed(BaseException):
-        pass
-
-    original = trial_module.Trial.train_step
-    dies = 4 if steps == 7 else 2
-
-    def fails(trial: Any) -> None:
-        if trial.step == dies:
-            raise Killed
-        original(trial)
-
-    monkeypatch.setattr(trial_module.Trial, "train_step", fails)
-    with pytest.raises(Killed):
-        run(config, tmp_path / "parts", resume_from="auto")
-    monkeypatch.undo()
-    # the newest is damaged: the one before it, at an odd step, is used
-    path = tmp_path / "parts" / "checkpoints" / f"step-{dies}.pt"
-    path.write_bytes(path.read_bytes()[:1000])
-    result = run(config, tmp_path / "parts", resume_from="auto")
-    assert result.status == "finished" and result.step == steps
-    start = json.loads((tmp_path / "parts" / "attempt-2.jsonl").read_text().splitlines()[0])
-    assert start["resumed_from"] == dies - 1
-    assert comparable_rows(tmp_path / "parts") == comparable_rows(tmp_path / "whole")
-    same_state(final_state(tmp_path / "parts"), final_state(tmp_path / "whole"))
-    times = [row["wall_s"] for row in rows_of(tmp_path / "parts")]
-    assert times == sorted(times), "training time goes on over attempts"
-
-
-def test_resuming_a_finished_trial_changes_nothing(folder: Path, tmp_path: Path) -> None:
-    config = tiny(folder, steps=2)
-    first = run(config, tmp_path)
-    before = comparable_rows(tmp_path)
-    second = run(config, tmp_path, resume_from="auto")
-    assert comparable_rows(tmp_path) == before
-    assert str(second) == str(first) and second.last_row == first.last_row
-    stopped = run(tiny(folder, steps=9), tmp_path / "b", report=lambda row: row["step"] == 2)
-    assert stopped.status == "stopped"
-    assert run(tiny(folder, steps=9), tmp_path / "b", resume_from="auto").step == 9
-
-
-def test_a_killed_process_is_resumed(folder: Path, tmp_path: Path) -> None:
-    config = tiny(folder, steps=12, log_interval=2, checkpoint_interval=5, max_eval_groups=0)
-    run(config, tmp_path / "whole")
-    program = (
-        "import sys, time\n"
-        "from trainable.loop import train\nfrom trainable.config import TrialConfig\n"
-        "config = TrialConfig.model_validate_json(sys.stdin.read())\n"
-        "def report(row):\n"
-        "    if row['step'] == 8:\n"
-        "        print('here', flush=True)\n"
-        "        time.sleep(60)\n"
-        "train(config, out_dir=sys.argv[1], progress=False, report=report)\n"
-    )
-    out = tmp_path / "parts"
-    with subprocess.Popen(
-        [sys.executable, "-c", program, out],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(config.model_dump_json())
-        process.stdin.close()
-        assert process.stdout.readline().strip() == "here"
-        os.kill(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL and not (out / "result.json").exists()
-    assert [row["step"] for row in rows_of(out)] == [2, 4, 6, 8], "everything so far is kept"
-    with (out / "attempt-1.jsonl").open("a") as file:
-        file.write('{"kind": "row", "step": 1')  # a torn line
-    torn = (out / "attempt-1.jsonl").read_text().rsplit("\n", 1)[0] + "\n"
-    run(config, out, resume_from="auto")
-    (out / "attempt-1.jsonl").write_text(torn)
-    assert comparable_rows(out) == comparable_rows(tmp_path / "whole")
-    same_state(final_state(out), final_state(tmp_path / "whole"))
-
-
-def test_a_checkpoint_of_another_trial_is_refused(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny(folder, steps=1, max_eval_groups=0)
-    run(config, tmp_path / "a")
-    path = tmp_path / "a" / "checkpoints" / "step-1.pt"
-
-    def refused(config: TrialConfig, text: str) -> None:
-        with pytest.raises(CheckpointError, match=text) as caught:
-            run(config, tmp_path / "b", resume_from=path)
-        assert "\n" not in str(caught.value) and "new name" in str(caught.value)
-
-    refused(config.replace(lr=2e-3), "another configuration")
-    refused(config.replace(max_train_groups=2), "another configuration or data")
-    assert run(config.replace(log_interval=7), tmp_path / "c", resume_from=path).step == 1
-    version = checkpoint.SEMANTICS_VERSION
-    monkeypatch.setattr(checkpoint, "SEMANTICS_VERSION", 99)
-    refused(config, f"semantics version {version}, this is 99")
-
-
-def test_uneven_workers_are_refused(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trial_module, "ranks", lambda: (0, 3))
-    with pytest.raises(ConfigError, match="global_batch_size 4 does not divide by 3"):
-        run(tiny(folder), tmp_path)
-
-
-def test_arms_start_from_the_same_decoder(folder: Path, tmp_path: Path) -> None:
-    states = {}
-    for name in ("standard", "hybrid_standard"):
-        config = tiny(folder, steps=1, lr=0.0, encoder_type=name, max_eval_groups=0)
-        run(config, tmp_path / name)
-        states[name] = final_state(tmp_path / name)["model"]
-    first, second = states.values()
-    for name in first.keys() & second.keys():
-        assert torch.equal(first[name], second[name]), name
-
-
-def test_time_is_training_time(folder: Path, tmp_path: Path) -> None:
-    config = tiny(folder, steps=3, max_eval_groups=0)
-    result = run(config, tmp_path, report=lambda _: time.sleep(0.2))
-    rows = rows_of(tmp_path)
-    assert rows[-1]["time"] - rows[0]["time"] > 0.4
-    assert rows[-1]["wall_s"] < result.wall_s

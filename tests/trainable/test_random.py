@@ -70,3 +70,26 @@ def test_streams_do_not_correlate() -> None:
     a = numpy_generator(0, "order", 0).random(20_000)
     b = numpy_generator(0, "order", 1).random(20_000)
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.03
+
+
+def test_views_draw_a_rows_numbers_whatever_other_rows_they_hold() -> None:
+    def stream(rank: int = 0, world: int = 1) -> RowGenerator:
+        return RowGenerator(torch_generator(1, "x"), rank=rank, world=world)
+
+    every = stream().randn(6, 2)
+    some = torch.tensor([4, 1])
+    assert torch.equal(stream().select(some, 6).randn(2, 2), every[some])
+    nested = stream().select(some, 6).select(torch.tensor([1]), 2)
+    assert torch.equal(nested.randn(1, 2), every[[1]])
+    last = stream(rank=1, world=2).select(torch.tensor([2]), 3)
+    assert torch.equal(last.randn(1, 2), every[[5]])
+
+
+def test_a_fork_moves_its_parent_by_one_draw() -> None:
+    parents = [RowGenerator(torch_generator(1, "x")) for _ in range(2)]
+    forks = [parent.fork() for parent in parents]
+    forks[0].randn(100)
+    assert torch.equal(parents[0].get_state(), parents[1].get_state())
+    drawn = [parent.fork().randn(3) for parent in parents]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], forks[1].randn(3))

@@ -20,7 +20,7 @@ from trainable.loop import train
 from trainable.trial import Trial
 
 WORLD = 2
-STEPS, FEW = 20, 10
+STEPS, FEW = 20, 5
 # After 20 steps curves may differ by 1e-3: by rounding alone, which training amplifies. Measured
 # on one worker: weights changed by 1e-7 of themselves move the loss of these 20 steps by 4e-5 with
 # the standard encoder, but by 1e-2 to 4e-2 with LPN encoders at rate 1e-3, whether they sample or
