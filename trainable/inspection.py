@@ -9,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trainable.decoder import TOLERANCE, Decoder, compare
@@ -17,7 +18,7 @@ from trainable.foreign.files import WeightsFile
 from trainable.foreign.load import config_for
 from trainable.foreign.names import part_of
 
-CHUNK = 1 << 22
+CHUNK = 1 << 20
 """Values looked at together: a puzzle table has 455 million."""
 
 MAIN_OPTIONS = (
@@ -65,28 +66,31 @@ class TensorStats:
 
 
 def tensor_stats(name: str, value: Tensor) -> TensorStats:
-    """Statistics in float64, in pieces of `CHUNK` values."""
+    """Statistics in float64, in pieces of about `CHUNK` values, which are then put together (Chan,
+    Golub and LeVeque 1979)."""
     rows = value.detach().reshape(1) if value.dim() == 0 else value.detach()
-    pieces = rows.split(max(1, CHUNK * len(rows) // max(1, rows.numel())))
+    length = max(1, CHUNK * len(rows) // max(1, rows.numel()))
     nan = inf = count = 0
-    total, low, high = 0.0, math.inf, -math.inf
-    for piece in pieces:
-        nan += int(piece.isnan().sum())
-        inf += int(piece.isinf().sum())
-        finite = piece[piece.isfinite()].double()
-        if finite.numel():
-            count += finite.numel()
-            total += float(finite.sum())
-            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-    mean = total / count if count else math.nan
-    squares = 0.0
-    for piece in pieces if count else ():
-        squares += float((piece[piece.isfinite()].double() - mean).square().sum())
+    mean, squares, low, high = 0.0, 0.0, math.inf, -math.inf
+    for piece in torch.split(rows, length):
+        if not bool(piece.isfinite().all()):
+            nan += int(piece.isnan().sum())
+            inf += int(piece.isinf().sum())
+            piece = piece[piece.isfinite()]
+        if not (more := piece.numel()):
+            continue
+        least, most = piece.aminmax()
+        low, high = min(low, float(least)), max(high, float(most))
+        variance, its_mean = torch.var_mean(piece.double(), correction=0)
+        step = float(its_mean) - mean
+        squares += float(variance) * more + step**2 * count * more / (count + more)
+        count += more
+        mean += step * more / count
     return TensorStats(
         name=name,
         shape=tuple(value.shape),
         dtype=str(value.dtype).removeprefix("torch."),
-        mean=mean,
+        mean=mean if count else math.nan,
         std=math.sqrt(squares / count) if count else math.nan,
         min=low if count else math.nan,
         max=high if count else math.nan,

@@ -53,10 +53,11 @@ class WeightsFile:
 
         Raises `CheckpointError` when the file has only the other kind.
         """
+        label: str
         if weights is None:
-            label = next(label for label in ("ema", "unknown", "raw") if label in self.sets)
+            label = next(kind for kind in ("ema", "unknown", "raw") if kind in self.sets)
         elif weights in self.sets:
-            label = str(weights)
+            label = weights
         elif "unknown" in self.sets:
             label = "unknown"
         else:
