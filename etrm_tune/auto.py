@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rich.console import Console
 
 import analysis
 from analysis import NextStep
+from analysis.recommend import recommend
 from etrm_tune.follow import Parent
 from etrm_tune.run_folder import FINAL, RunFolder, RunFolderError, write_atomic
 from etrm_tune.steps import Asked, Run, child_of, read, reasons, say, say_flag, start
@@ -132,8 +134,7 @@ def _walk(
         results = read(folder)
         decisions = analysis.decide(results)
         stage.decided = reasons(decisions)
-        flags = analysis.red_flags(results)
-        if flags:
+        if flags := [decision for decision in decisions if decision.raised]:
             for flag in flags:
                 say_flag(console, flag)
             way.ended = "stopped at " + "; ".join(
@@ -142,13 +143,12 @@ def _walk(
             )
             way.code = RED_FLAG
             return
-        steps = analysis.next_steps(results)
-        chosen = choose(steps)
+        found = recommend(results, decisions)
+        chosen = choose(found.steps)
         if chosen is None:
-            why = analysis.next_step(results, decisions)[0]
-            left = "; ".join(one.command for one in steps if one.kind != "continue")
-            way.ended = f"{why}" + (f". Left to you: {left}" if left else "")
-            way.code = 1 if "failed" in stage.statuses else 0
+            left = "; ".join(one.command for one in found.steps if one.kind != "continue")
+            way.ended = found.why + (f". Left to you: {left}" if left else "")
+            way.code = 1 if any("failed" in one.statuses for one in way.stages) else 0
             return
         if chosen.default:
             say(console, f"Not decided, the default is taken: {chosen.why}", "yellow")
@@ -158,7 +158,7 @@ def _walk(
             return
 
 
-def choose(steps: list[NextStep]) -> NextStep | None:
+def choose(steps: Sequence[NextStep]) -> NextStep | None:
     """The stated default where there is one, else the first step that may run unattended."""
     default = next((step for step in steps if step.default), None)
     if default is not None:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 import analysis
 from analysis import NextStep
+from analysis.recommend import Recommendation, recommend
 from etrm_tune.follow import Parent, chain, child_name, follow_options, open_parent
 from etrm_tune.plan import Options
 from etrm_tune.run_folder import RunFolder, RunFolderError
@@ -46,16 +47,14 @@ def read(folder: RunFolder) -> analysis.Run:
     return analysis.load(chain(folder))
 
 
-def wanted(parent: Parent, results: analysis.Run) -> tuple[NextStep, list[NextStep]]:
+def wanted(parent: Parent, found: Recommendation) -> tuple[NextStep, list[NextStep]]:
     """The step that a person's ``next`` takes, and the other ones. A default branch is not taken.
 
     Raises `RunFolderError` when the decisions ask for nothing, for this very run, or for nothing
     but a default branch.
     """
-    steps = analysis.next_steps(results)
-    path = parent.folder.path
+    steps, why, path = found.steps, found.why, parent.folder.path
     chosen = next((step for step in steps if not step.default), None)
-    why = analysis.next_step(results, analysis.decide(results))[0]
     if chosen is None and steps:
         raise RunFolderError(
             f"{path}: {why}; nothing is decided, so nothing is started. The default branch "
@@ -111,9 +110,10 @@ def next_run(path: str, asked: Asked, run: Run) -> int:
     parent = open_parent(path)
     refuse_other(parent, asked.typed)
     results = read(parent.folder)
-    for flag in analysis.red_flags(results):
+    decisions = analysis.decide(results)
+    for flag in [decision for decision in decisions if decision.raised]:
         say_flag(console, flag)
-    step, others = wanted(parent, results)
+    step, others = wanted(parent, recommend(results, decisions))
     if step.kind == "full data":
         return followup_run(path, asked, run)
     for other in others:

@@ -26,6 +26,8 @@ class Outcomes:
     status: dict[str, str] = field(default_factory=dict)
     interrupt_in: str | None = None
     """Experiment at which a signal arrives, once."""
+    waiting: bool = False
+    """Arms are left pending, as those of a decoder that crashed are."""
     trained: list[str] = field(default_factory=list)
     """``folder/trial`` in the order in which they were trained."""
 
@@ -35,7 +37,7 @@ class Outcomes:
         """Stands for `etrm_tune.command.execute`."""
         for trial in plan.trials:
             known = settle(folder, trial, retry_failed=how.retry_failed)
-            if known in FINAL or known == "failed":
+            if known in FINAL or known == "failed" or (self.waiting and trial.role == "arm"):
                 continue
             if trial.config.name == self.interrupt_in:
                 self.interrupt_in = None
