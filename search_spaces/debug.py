@@ -63,6 +63,7 @@ KNOWN_EMBEDDINGS: dict[str, Any] = {
     "pretrained_decoder": True,
     "decoder_puzzles": "same",
     "freeze_decoder_steps": FOR_EVER,
+    "L_cycles": 4,  # as it was trained, in both revisions
 }
 
 PHASES = {
