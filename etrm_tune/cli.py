@@ -123,8 +123,8 @@ def _choice(name: str, value: str | None, known: Sequence[str]) -> None:
 
 
 def folder_name(target: str) -> str:
-    """``phase1`` → ``phase1``, ``overfit/E1a,overfit/E2a`` → ``overfit-E1a+overfit-E2a``."""
-    words = [word.strip().replace("/", "-") for word in target.split(",")]
+    """``phase1`` → ``phase1``, ``overfit/E1a,act3@L2`` → ``overfit-E1a+act3-L2``."""
+    words = [word.strip().replace("/", "-").replace("@", "-") for word in target.split(",")]
     return "+".join(word for word in words if word)
 
 

@@ -62,8 +62,9 @@ class Shape:
         """What one worker trains, with a fresh decoder of the same size."""
         rows = max(1, self.config.global_batch_size // self.workers)
         own = self.config.replace(
-            global_batch_size=rows, pretrained_decoder=False, decoder=None, decoder_ref=None
-        )
+            global_batch_size=rows, pretrained_decoder=False, decoder=None, decoder_ref=None,
+            identity_weight=0.0,  # needs the embeddings of a trained decoder, and costs little
+        )  # fmt: skip
         return own.model_dump(mode="json")
 
 

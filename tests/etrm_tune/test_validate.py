@@ -133,3 +133,7 @@ def test_values_are_written_as_a_person_writes_them() -> None:
     assert [shown(v) for v in values] == [
         "–", "yes", "20000", "0.0001", "0.5", "0", "3", "training, concept", "pre",
     ]  # fmt: skip
+
+
+def test_folders_are_named_after_their_targets() -> None:
+    assert cli.folder_name("overfit/E1a, act3@L2") == "overfit-E1a+act3-L2"
