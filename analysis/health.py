@@ -101,7 +101,7 @@ def _starvation(rows: Sequence[Row], options: Mapping[str, Any]) -> Sign | None:
     ]
     if not ratios:
         return None
-    ratio = sum(ratios) / len(ratios)
+    ratio = _mean(ratios)
     text = f"encoder gradient is {100 * ratio:.1f} % of the total"
     if ratio < limits.STARVED:
         return _sign("gradient starvation", "critical", text, ratio)
@@ -236,4 +236,4 @@ def _windows(values: Sequence[float]) -> list[float]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return round(sum(values) / len(values), 12)  # a mean of equal values is that value

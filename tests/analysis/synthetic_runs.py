@@ -181,8 +181,8 @@ def configuration(name: str, *, seed: int = 0, **options: Any) -> TrialConfig:
     base = TrialConfig(name=name, seed=seed, profile="laptop")
     small = {"num_aug": 0, "eval_num_aug": 8, "pretrained_decoder": True}
     small |= {"max_train_groups": 32, "max_eval_groups": 32, "epochs": 1000.0}
-    if name.startswith("decoder/"):
-        small |= {"kind": "trm", "pretrained_decoder": False}
+    common = search_spaces.series(name.partition("/")[0]).common
+    small |= {o: common[o] for o in ("kind", "pretrained_decoder", "encode_mode") if o in common}
     return base.replace(**(small | overrides | options))
 
 
