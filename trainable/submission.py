@@ -51,7 +51,7 @@ def _is_grid(cells: Any) -> bool:
         return False
     return (
         grid.ndim == 2
-        and 0 < grid.size
+        and grid.size > 0
         and max(grid.shape) <= SIDE
         and grid.dtype.kind in "iu"
         and bool((grid >= 0).all() and (grid < NUM_COLOURS).all())
