@@ -129,9 +129,11 @@ def interface_metrics(
     at prefix position 0; ``interface/frechet`` is the Fréchet distance of the two sets of vectors
     there, taken as Gaussians with diagonal covariance: ‖μ₁ − μ₂‖² + Σ (σ₁ − σ₂)² (Dowson and Landau
     1982). The same with ``_all`` over all P positions, a prefix being one vector of P · D values.
-    Every rank computes the same.
+    Every rank computes the same. Empty where no puzzle is trained on in full.
     """
     context = encode_puzzles(model, data, batch_size, device=device)
+    if context is None:
+        return {}
     puzzle = interface.prefixes(interface.known)
     metrics = {}
     for suffix, positions in (("", slice(0, 1)), ("_all", slice(None))):
@@ -145,7 +147,7 @@ def interface_metrics(
 
 def encode_puzzles(
     model: RecursiveModel, data: ArcData, batch_size: int, *, device: torch.device
-) -> Tensor:
+) -> Tensor | None:
     """Contexts (n, P, D) float32 of the training puzzles, `ENCODED` at most, in evaluation mode.
 
     A recurrent encoder runs `halt_max_steps` times, as it does before the last ACT step.
@@ -170,7 +172,7 @@ def encode_puzzles(
                 for _ in range(model.config.halt_max_steps - 1):
                     encoded = model.encode(batch, RowGenerator.wrap(None), encoded.state)
             contexts.append(encoded.context.float())
-    return torch.cat(contexts)
+    return torch.cat(contexts) if contexts else None
 
 
 def moments(values: Tensor) -> dict[str, float]:

@@ -153,6 +153,7 @@ def test_interface_metrics_come_with_every_evaluation(
         checkpoint.read_own(tmp_path / "checkpoints" / "step-4.pt")["model"]
     )
     context = encode_puzzles(trial.model, trial.data, 5, device=trial.device)
+    assert context is not None
     assert context.shape == (6, 4, 32) and trial.model.training
     norm = float(context[:, 0].norm(dim=-1).mean())
     assert last["interface/encoder_norm"] == pytest.approx(norm, rel=1e-5)
@@ -169,6 +170,7 @@ def test_recurrent_contexts_are_those_before_the_last_act_step(
     one = encode_puzzles(
         Trial(config.replace(halt_max_steps=1), tmp_path).model, trial.data, 64, device=trial.device
     )
+    assert three is not None and one is not None
     assert three.shape == one.shape and not torch.allclose(three, one, atol=1e-3)
 
 
