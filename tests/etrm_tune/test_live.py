@@ -61,3 +61,34 @@ def test_a_row_without_accuracy_keeps_the_last_one_on_show() -> None:
 def test_small_formats() -> None:
     assert [duration(s) for s in (None, math.inf, 75, 3675)] == ["", "", "1:15", "1:01:15"]
     assert [percent(v) for v in (None, math.nan, 0.914)] == ["", "nan", "91.4 %"]
+
+
+def test_health_of_a_running_trial_is_shown() -> None:
+    file = io.StringIO()
+    table = LiveTable(Console(file=file, width=150), [TRIAL], "t")
+    table.set_status(TRIAL.trial_id, "running")
+    for epoch in range(1, 41):
+        healthy = {"grad/encoder_norm": 0.5, "grad/total_norm": 1.0}
+        table.update(TRIAL.trial_id, row(epoch, 0.005 * epoch) | healthy)
+    screen = Console(file=io.StringIO(), width=150, record=True)
+    screen.print(table.render())
+    assert " ok " in screen.export_text()
+    for epoch in range(41, 61):
+        starved = {"grad/encoder_norm": 0.01, "grad/total_norm": 1.0}
+        table.update(TRIAL.trial_id, row(epoch, 0.005 * epoch) | starved)
+    screen.print(table.render())
+    shown = screen.export_text()
+    assert "gradient starvation" in shown
+    assert "overfit-E1a-s0: gradient starvation: encoder gradient is 1.0 % of the total" in shown
+    assert "gradient starvation" in file.getvalue().splitlines()[-1], "in a pipe as well"
+
+
+def test_health_of_earlier_sessions_counts() -> None:
+    table = LiveTable(Console(file=io.StringIO()), [TRIAL], "t")
+    starved = {"grad/encoder_norm": 0.01, "grad/total_norm": 1.0}
+    table.load(TRIAL.trial_id, [row(epoch, 0.3) | starved for epoch in range(1, 30)])
+    table.update(TRIAL.trial_id, row(20, 0.3) | starved)  # resumed from an earlier checkpoint
+    screen = Console(file=io.StringIO(), width=150, record=True)
+    screen.print(table.render())
+    shown = screen.export_text()
+    assert "gradient starvation" in shown and "20/100" in shown
