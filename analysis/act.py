@@ -190,14 +190,18 @@ def _tree(view: View) -> Decision:
             return decided(TREE, quoted, verdict, text, start, after=AFTER, next=steps, tested=True)
         return undecided(TREE, quoted, start, [text], after=AFTER, next=steps)
 
-    if chosen.problem is not None and not sure:
-        first = [again] if again else [step(view.run, rules.FIRST, "O1 and L1 come first")]
-        return undecided(TREE, quoted, start, [chosen.problem], after=AFTER, next=first)
+    absent = [arm.id for arm in start if not view.has(arm.experiment)]
+    if absent or (chosen.problem is not None and not sure):
+        reason = f"{', '.join(absent)} not run yet" if absent else str(chosen.problem)
+        first = step(view.run, rules.FIRST, f"{reason}: O1 and L1 come first")
+        steps = [again if again and not absent else first]
+        return undecided(TREE, quoted, start, [reason], after=AFTER, next=steps)
     told = _because(found, side, sure)
+    retry = [again] if again and not sure else []
     missing = [name for name in side.further if not view.has(name)]
     if missing:
         why = f"{told}: its further settings"
-        steps = [step(view.run, rules.FURTHER[side.mode], why, default=not sure)]
+        steps = [*retry, step(view.run, rules.FURTHER[side.mode], why, default=not sure)]
         return answer(f"run {side.name}'s settings", why, steps, settled=sure)
     best, best_sure = best_setting(view, side)
     settled = sure and best_sure

@@ -127,6 +127,8 @@ CURVES: tuple[Column, ...] = (
             ("eval_raw", "share, count", "held-out groups, raw weights"),
             ("grad", "L2 norm", "before clipping"),
             ("encoder", "activation units", "encoder diagnostics"),
+            ("decoder", "count, weight units", "a decoder against its checkpoint"),
+            ("data", "count", "checks of the batches"),
             ("control", "share", "demonstration controls"),
             ("baseline", "share", "trivial baselines"),
         )

@@ -181,8 +181,12 @@ def _tree(view: View) -> Decision:
 
 
 def _again(view: View) -> list[NextStep]:
+    """What brings the missing answer: the same command again, or the runs that are not there."""
     found = unfinished(view.run)
-    return [] if found is None else [found]
+    if found is not None:
+        return [found]
+    absent = [name.partition("/")[2] for name in rules.START if not view.has(name)]
+    return [step(view.run, "debug1", f"{', '.join(absent)} not run yet")] if absent else []
 
 
 def _full_data(view: View, names: Sequence[str]) -> list[NextStep]:

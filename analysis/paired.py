@@ -116,7 +116,7 @@ class Paired:
         ]
         if self.n > 1:
             parts[0] += (
-                f" ({100 * CONFIDENCE:g} % interval {points(self.low)} to {points(self.high)}, "
+                f" ({100 * CONFIDENCE:g} % interval {100 * self.low:+.1f} to {points(self.high)}, "
                 f"n = {self.n}; p = {self.p:.3g}, Holm {self.p_holm:.3g})"
             )
         else:

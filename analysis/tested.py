@@ -97,4 +97,7 @@ def missing_parent(view: View, rule: ComparisonRule, problem: str) -> str:
 
 
 def _target(view: View, rule: ComparisonRule) -> str:
-    return rule.after if rule.after in PHASE_ARMS else f"{rule.left},{rule.right}"
+    """What more seeds have to repeat: the phase with the control, which another phase may hold."""
+    if rule.after not in PHASE_ARMS:
+        return f"{rule.left},{rule.right}"
+    return rule.after if rule.right in PHASE_ARMS[rule.after] else f"{rule.right},{rule.after}"

@@ -88,8 +88,9 @@ def test_one_seed_decides_no_comparison_and_the_default_keeps_the_control(tmp_pa
     assert "needs N ≥ 8 paired seeds (n = 1" in found.text
     assert "E1c 99.0 %, E1a 90.0 %" in found.text and "the control E1a is kept" in found.text
     (more,) = found.next
-    assert (more.target, more.kind, more.seeds) == ("phase2", "seeds", 8)
-    assert more.command == "python -m etrm_tune.run phase2 --profile laptop --seeds 8"
+    # Phase 1 holds the control: as many seeds of it are needed.
+    assert (more.target, more.kind, more.seeds) == ("overfit/E1a,phase2", "seeds", 8)
+    assert more.command == "python -m etrm_tune.run overfit/E1a,phase2 --profile laptop --seeds 8"
     assert not decided(writer.path)["scenario C"].decided
     steps = analysis.next_steps(analysis.load(writer.path))
     assert targets_of(steps[:1]) == [("phase3", True)] and "not decided" in steps[0].why

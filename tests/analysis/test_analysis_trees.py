@@ -102,7 +102,9 @@ def test_a_stopped_run_fails_and_a_crashed_one_leaves_the_tree_open(tmp_path: Pa
 
 
 def test_without_the_baseline_nothing_is_guessed(tmp_path: Path) -> None:
-    decisions = decided(debug(tmp_path / "run", E1v2=0.95, E_diag1=0.9).path)
+    path = debug(tmp_path / "run", E1v2=0.95, E_diag1=0.9).path
+    assert [step.target for step in steps_of(path)] == ["debug1"]
+    decisions = decided(path)
     assert not decisions["E1v2"].decided and not decisions["debug tree"].decided
     assert "E0v2 is not part of this run" in decisions["debug tree"].text
 
@@ -248,6 +250,18 @@ def test_what_validates_the_online_mode(tmp_path: Path) -> None:
     assert better.verdict == "validated" and "epochs online" in better.text
     worse = decided(act(tmp_path / "c", O1=CONTROL, L1=NOISY).path)["online mode"]
     assert worse.verdict == "not validated"
+
+
+def test_a_mode_that_did_not_run_or_crashed_comes_first(tmp_path: Path) -> None:
+    (step,) = steps_of(act(tmp_path / "a", O1=0.9).path)
+    assert step.target == "act1" and "L1 not run yet" in step.why
+    writer = act(tmp_path / "b", O1=0.9)
+    writer.add("act/L1", 0.9, status="failed", reason="OutOfMemory")
+    steps = steps_of(writer.path)
+    assert [(s.target, s.kind, s.default) for s in steps] == [
+        ("act1", "continue", False), ("act2_cached", "run", True),
+    ]  # fmt: skip
+    assert "L1 crashed" in steps[1].why
 
 
 # ------------------------------------------------------------------------------------- frozen
