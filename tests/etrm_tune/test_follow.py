@@ -229,6 +229,21 @@ def test_auto_goes_on_past_an_arm_that_crashed_and_says_so(
     assert "phase2 in phase2" in shown
 
 
+@pytest.mark.slow
+def test_auto_gives_an_arm_that_still_rises_more_epochs(
+    capsys: pytest.CaptureFixture[str], outcomes: Outcomes
+) -> None:
+    outcomes.accuracy, outcomes.rising = {"overfit/E4a": 0.85}, ("overfit/E4a",)
+    assert start("auto", *SMALL) == 0
+    way = json.loads(Path("runs/auto.json").read_text())
+    assert [stage["folder"] for stage in way["stages"]][2:] == ["phase3", "overfit-E4a-extended"]
+    assert outcomes.trained[-1] == "overfit-E4a-extended/overfit-E4a-s0"
+    own = plan("runs/phase3")["options"]["settings"].get("epochs")
+    assert own is None and plan("runs/overfit-E4a-extended")["options"]["settings"]["epochs"] > 400
+    # Decisions read it together with the runs before: the selection is made over all of them.
+    assert any(text.startswith("selection: E") for text in way["stages"][3]["decided"])
+
+
 def test_auto_ends_where_a_decoder_crashed(
     capsys: pytest.CaptureFixture[str], outcomes: Outcomes
 ) -> None:
