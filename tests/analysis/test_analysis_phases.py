@@ -18,17 +18,12 @@ from search_spaces.rules.table import OBSERVED, TESTED, every_rule, table
 
 Values = dict[str, list[float] | float]
 E1A, E4A = rules.E1A, rules.E4A
-PHASE2: Values = {
-    "overfit/E1a": CONTROL,
-    "overfit/E1b": above(0.0),
-    "overfit/E1c": above(0.0),
-    "overfit/E1e": above(0.0),
-    "overfit/E3a": above(0.0),
-    "overfit/E3b": above(0.0),
-}
 NOISE = [0.01, -0.01, 0.004, -0.006, 0.002, -0.003, 0.008, -0.005]
-for name in list(PHASE2)[1:]:
-    PHASE2[name] = [value + noise for value, noise in zip(CONTROL, NOISE, strict=True)]
+NOISY: list[float] = [value + noise for value, noise in zip(CONTROL, NOISE, strict=True)]
+PHASE2: Values = {
+    E1A: CONTROL,
+    **{rule.left: NOISY for rule in rules.PHASE2},
+}
 
 
 def decided(path: Path) -> dict[str, Decision]:
@@ -65,7 +60,8 @@ def test_exploration_that_helps_is_carried_to_the_full_data_set(tmp_path: Path) 
 
 
 def test_worse_exploration_keeps_the_control(tmp_path: Path) -> None:
-    decisions = decided(seeds(tmp_path / "run", PHASE2 | {"overfit/E1b": above(-0.05)}).path)
+    values: Values = {E1A: CONTROL, "overfit/E1b": above(-0.05), "overfit/E1c": NOISY}
+    decisions = decided(seeds(tmp_path / "run", values).path)
     worse = decisions["exploration helps (E1b)"]
     assert worse.verdict == "worse" and "the control E1a is kept" in worse.text
     assert decisions["scenario C"].verdict == "does not hold"
@@ -73,7 +69,8 @@ def test_worse_exploration_keeps_the_control(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("gain", "verdict"), [(0.03, "better"), (-0.03, "worse")])
 def test_maximal_steps_that_matter(tmp_path: Path, gain: float, verdict: str) -> None:
-    decisions = decided(seeds(tmp_path / "run", PHASE2 | {"overfit/E3b": above(gain)}).path)
+    values: Values = {E1A: CONTROL, "overfit/E3a": NOISY, "overfit/E3b": above(gain)}
+    decisions = decided(seeds(tmp_path / "run", values).path)
     found = decisions["maximal steps matter (E3b)"]
     assert found.verdict == f"different ({verdict})"
     assert "tune the maximal number of steps by puzzle complexity" in found.text
@@ -98,7 +95,7 @@ def test_one_seed_decides_no_comparison_and_the_default_keeps_the_control(tmp_pa
 
 
 def test_a_phase_without_its_parent_says_where_the_control_runs(tmp_path: Path) -> None:
-    writer = seeds(tmp_path / "run", {name: v for name, v in PHASE2.items() if name != E1A})
+    writer = seeds(tmp_path / "run", {"overfit/E1b": NOISY[:2], "overfit/E3a": NOISY[:2]})
     decisions = decided(writer.path)
     assert not any(decision.decided for decision in decisions.values())
     said = decisions["exploration helps (E1b)"].text
@@ -108,8 +105,7 @@ def test_a_phase_without_its_parent_says_where_the_control_runs(tmp_path: Path) 
 
 def test_phases_in_two_folders_are_read_together(tmp_path: Path) -> None:
     first = seeds(tmp_path / "a", {E1A: CONTROL, "overfit/E2a": CONTROL}, target="phase1")
-    rest = {name: values for name, values in PHASE2.items() if name != E1A}
-    second = seeds(tmp_path / "b", rest)
+    second = seeds(tmp_path / "b", {"overfit/E1b": NOISY})
     run = analysis.load([first.path, second.path])
     names = [decision.name for decision in analysis.decide(run)]
     assert names[0] == "E1a" and "exploration helps (E1b)" in names
@@ -247,8 +243,8 @@ def test_a_flat_or_good_e4a_is_judged_at_once(tmp_path: Path) -> None:
 
 def test_rates_and_depth_of_phase_3_are_tested(tmp_path: Path) -> None:
     values: Values = {
-        E1A: CONTROL, E4A: CONTROL, "overfit/E2d": above(0.03), "overfit/E5a_low": PHASE2[
-            "overfit/E1b"], "overfit/E5a_high": above(-0.03),
+        E1A: CONTROL, E4A: CONTROL, "overfit/E2d": above(0.03), "overfit/E5a_low": NOISY,
+        "overfit/E5a_high": above(-0.03),
     }  # fmt: skip
     decisions = decided(seeds(tmp_path / "run", values, target="phase3").path)
     assert decisions["simple scaling helps (E2d)"].verdict == "better"
@@ -340,7 +336,8 @@ def test_every_experiment_of_a_rule_exists() -> None:
 
 
 def test_every_next_step_can_be_resolved(tmp_path: Path) -> None:
-    writer = seeds(tmp_path / "run", PHASE2 | {"overfit/E1c": above(0.03)})
+    one: Values = dict.fromkeys(PHASE2, 0.95)
+    writer = seeds(tmp_path / "run", one)
     run = analysis.load(writer.path)
     steps = [*analysis.next_steps(run), *analysis.followup(run)]
     for decision in analysis.decide(run):
