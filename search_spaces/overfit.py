@@ -8,8 +8,7 @@ Hypothesis.     The standard encoder does (86 % at step 240, rising); the deeper
 Decision rule.  E1a above 90 % validates the baseline; a deeper encoder above 92 % is worth scaling;
                 a variational one below 80 % is dropped. `search_spaces.rules` holds every rule.
 Cost.           20,000 epochs of 32 groups: 2,500 steps at batch 256, 5,000 at 128, times the mean
-                number of queries per puzzle. Four arms in phase 1. The laptop profile runs
-                1,000 epochs at batch 32.
+                number of queries per puzzle. Four arms in phase 1.
 """
 
 from __future__ import annotations

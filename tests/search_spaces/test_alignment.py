@@ -143,7 +143,7 @@ def test_scaled_differences_name_the_profile() -> None:
     assert "profile laptop" in width.why
     rate = found("overfit/E5a_low")["lr"]
     assert rate.level == "intended"
-    assert "× 10 by profile laptop" in rate.why
+    assert "× 20 by profile laptop" in rate.why
 
 
 def test_typed_differences_are_warned_about() -> None:
@@ -163,11 +163,11 @@ def test_sizes_of_a_given_decoder_are_intended() -> None:
 
 
 def test_warm_up_longer_than_half_of_the_run() -> None:
-    assert found(given={"total_steps": 200})["lr_warmup_steps"].level == "scaled"
-    late = found(given={"total_steps": 199})["lr_warmup_steps"]
+    assert found(given={"total_steps": 60})["lr_warmup_steps"].level == "scaled"
+    late = found(given={"total_steps": 59})["lr_warmup_steps"]
     assert (late.level, late.why) == (
         "warning",
-        "warm-up exceeds half of the run: 100 of 199 steps",
+        "warm-up exceeds half of the run: 30 of 59 steps",
     )
 
 
