@@ -32,8 +32,12 @@ _OUTSIDE_IDENTITY = (
     "checkpoint_interval",
     "log_interval",
     "eval_raw",
+    "compile",
 )
-"""Options that decide where and how often something is written, not the numbers of a trial."""
+"""Options that decide where and how often something is written, not the numbers of a trial.
+
+`compile` is here for the reason that `micro_batch_size` is below: it changes numbers by rounding.
+"""
 
 _OUTSIDE_IDENTITY_OF_MODEL = ("micro_batch_size",)
 """Like workers: they change memory, and numbers by rounding alone."""
@@ -276,6 +280,9 @@ class TrialConfig(_Frozen):
 
     # How it runs: outside the identity.
     num_threads: int = Field(1, ge=1, description="torch threads of one worker")
+    compile: bool = Field(
+        False, description="torch.compile the decoder (canvas 'full') or the MLPs ('demos')"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

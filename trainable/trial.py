@@ -29,6 +29,7 @@ from trainable.losses import act_loss, add_identity
 from trainable.meters import IntervalSums, interval_metrics
 from trainable.micro import added, joined, micro_batches
 from trainable.models import Carry, build_model
+from trainable.models.compiled import compile_
 from trainable.random import RowGenerator, torch_generator
 from trainable.updates import Updater
 
@@ -65,6 +66,8 @@ class Trial:
         if config.pretrained_decoder:
             together(self._load_decoder)
         self.model.to(self.device).train()
+        if config.compile:
+            compile_(self.model)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.updater = Updater(self.model, config, total_steps=self.total_steps, world=self.world)
         self.sampler = self.data.train_sampler(

@@ -109,6 +109,9 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """`x / sqrt(mean(x²) + eps)` over the last axis, computed in float32, no learned scale."""
+    if torch.compiler.is_compiling():
+        x32 = x.float()
+        return (x32 * (x32.square().mean(-1, keepdim=True) + eps).rsqrt()).to(x.dtype)
     return _RMSNorm.apply(x, eps)  # type: ignore[no-any-return,no-untyped-call]
 
 
@@ -157,7 +160,16 @@ def _rotate_(qkv: Tensor, cos: Tensor, sin: Tensor) -> None:
 
 
 def rotate(qkv: Tensor, rope: tuple[Tensor, Tensor], heads: int) -> Tensor:
-    """Apply RoPE to q and k of (N, 3D), in place; `rope` holds cos and sin (N, 1, 1, C/2)."""
+    """Apply RoPE to q and k of (N, 3D), in place; `rope` holds cos and sin (N, 1, 1, C/2).
+
+    In a compiled graph the result is a new tensor, and its gradient the compiler's.
+    """
+    if torch.compiler.is_compiling():
+        qk, v = qkv.view(qkv.shape[0], 3, heads, -1).split([2, 1], dim=1)
+        x1, x2 = qk.float().chunk(2, dim=-1)
+        cos, sin = rope
+        rotated = torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1)
+        return torch.cat([rotated.to(v.dtype), v], dim=1).flatten(1)
     return _Rotate.apply(qkv, *rope, heads)  # type: ignore[no-any-return,no-untyped-call]
 
 
@@ -275,7 +287,8 @@ def attend(
 
     `qk_norm_eps` normalises every head's query and key before the rotation (QK-norm).
     """
-    if _HAS_CPU_FLASH and x.device.type == "cpu" and x.dtype == torch.float32 and not qk_norm_eps:
+    by_hand = _HAS_CPU_FLASH and x.device.type == "cpu" and x.dtype == torch.float32
+    if by_hand and not qk_norm_eps and not torch.compiler.is_compiling():
         attended: Tensor = _CPUAttention.apply(  # type: ignore[no-untyped-call]
             x, qkv_proj.weight, rope, heads, layout
         )
@@ -407,7 +420,7 @@ def _forward_mlp(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
 
 def gated_mlp(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """SwiGLU of packed tokens: x (N, D), `gate_up` (2I, D), `down` (D, I) → (N, D)."""
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
         if not torch.is_grad_enabled():
             return _forward_mlp(x, gate_up, down)
         return _SwiGLU.apply(x, gate_up, down)  # type: ignore[no-any-return,no-untyped-call]
