@@ -126,9 +126,26 @@ CURVES: tuple[Column, ...] = (
             ("eval", "share, count", "held-out groups"),
             ("eval_raw", "share, count", "held-out groups, raw weights"),
             ("grad", "L2 norm", "before clipping"),
-            ("encoder", "activation units", "encoder diagnostics"),
-            ("decoder", "count, weight units", "a decoder against its checkpoint"),
-            ("data", "count", "checks of the batches"),
+            (
+                "encoder",
+                "activation units",
+                "what the encoder gives: output_mean, _std, _min, _max, _norm, spread, similarity",
+            ),
+            (
+                "decoder",
+                "count, weight units",
+                "the pretrained decoder against its file: tensors, tensors_equal (within 1e-5), "
+                "max_difference, mean_difference; in the first row as it was loaded, with "
+                "keys_loaded, keys_missing and ema (1: averaged weights, 0: raw); at evaluations "
+                "while it is frozen",
+            ),
+            (
+                "data",
+                "count",
+                "checks of a sample of training rows, in the first row: demos_per_row (mean), "
+                "identifier_mismatches, augmentation_mismatches (rows that are not what their "
+                "identifier says)",
+            ),
             ("control", "share", "demonstration controls"),
             ("baseline", "share", "trivial baselines"),
         )

@@ -106,10 +106,12 @@ def _h1(trial: Trial) -> tuple[Verdict, list[str]]:
     if not trial.option("pretrained_decoder", False):
         return "cannot tell", ["the trial starts without a pretrained decoder"]
     curve = trial.curve
+    judged = curve["step"] == 0
     if "train/decoder_frozen" in curve:
-        curve = curve[(curve["train/decoder_frozen"] == 1.0) | (curve["step"] == 0)]
-    else:
-        curve = curve[curve["step"] == 0]
+        judged |= curve["train/decoder_frozen"] == 1.0
+    if "decoder/keys_loaded" in curve:  # this row holds the comparison made at loading
+        judged |= curve["decoder/keys_loaded"].notna()
+    curve = curve[judged]
     stayed, said = decoder_stayed([curve])
     evidence = [said]
     loaded, missing = trial.last("decoder/keys_loaded"), trial.last("decoder/keys_missing")

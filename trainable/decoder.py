@@ -7,6 +7,7 @@ averaged weights first.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trainable.config import ModelConfig
+from trainable.data.augment import SEPARATOR
 from trainable.errors import CheckpointError
 from trainable.foreign.files import open_weights
 from trainable.foreign.names import part_of
@@ -29,7 +31,8 @@ class Decoder:
     """A decoder's tensors (names start with ``inner.``), and what is known of its training.
 
     `settings` are the model options found beside or inside the file; `exposure` is None for a
-    foreign file; `ours` tells the format.
+    foreign file; `ours` tells the format. `averaged`: EMA weights, None where nothing tells.
+    `puzzles`: ids that its puzzle table names, None where no names are recorded.
     """
 
     path: Path
@@ -37,6 +40,8 @@ class Decoder:
     settings: dict[str, Any]
     exposure: dict[str, list[str]] | None
     ours: bool
+    averaged: bool | None = None
+    puzzles: frozenset[str] | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -51,8 +56,17 @@ def read_decoder(path: str | Path) -> Decoder:
         CheckpointError: unreadable, or without the recursion's tensors.
     """
     file = open_weights(path)
-    tensors = {name: value for name, value in file.tensors.items() if part_of(name) == "decoder"}
-    return Decoder(file.path, tensors, file.options or {}, file.exposure, file.kind == "etrm-tune")
+    label, weights = file.choose()
+    names = file.identifiers
+    return Decoder(
+        file.path,
+        {name: value for name, value in weights.items() if part_of(name) == "decoder"},
+        file.options or {},
+        file.exposure,
+        ours=file.kind == "etrm-tune",
+        averaged=None if label == "unknown" else label == "ema",
+        puzzles=None if names is None else frozenset(n.partition(SEPARATOR)[0] for n in names),
+    )
 
 
 def decoder_reference(path: str | Path) -> str:
@@ -127,11 +141,7 @@ def decoder_problem(
 def load_decoder(module: torch.nn.Module, path: str | Path) -> Decoder:
     """Load every tensor of the recursion into ``module.inner``; all of them or an error."""
     decoder = read_decoder(path)
-    own = {
-        name: value
-        for name, value in module.state_dict().items()
-        if name.startswith("inner.") and "puzzle_emb" not in name
-    }
+    own = _recursion(module)
     missing, extra = own.keys() - decoder.tensors.keys(), decoder.tensors.keys() - own.keys()
     if missing or extra:
         what = f"lacks {sorted(missing)[0]!r}" if missing else f"has {sorted(extra)[0]!r} besides"
@@ -150,6 +160,15 @@ def load_decoder(module: torch.nn.Module, path: str | Path) -> Decoder:
         {name: decoder.tensors[name].to(value.dtype) for name, value in own.items()}, strict=False
     )
     return decoder
+
+
+def _recursion(module: torch.nn.Module) -> dict[str, Tensor]:
+    """The module's tensors that a decoder's file must hold."""
+    return {
+        name: value
+        for name, value in module.state_dict().items()
+        if name.startswith("inner.") and "puzzle_emb" not in name
+    }
 
 
 @dataclass(frozen=True)
@@ -186,7 +205,37 @@ def compare(tensors: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> list
     return result
 
 
-def decoder_difference(module: torch.nn.Module, decoder: Decoder) -> tuple[int, float]:
-    """Decoder tensors equal within 1e-5, and the largest absolute difference."""
-    found = compare(module.state_dict(), decoder.tensors)
-    return sum(d.equal for d in found), max((d.largest or 0.0 for d in found), default=0.0)
+def decoder_metrics(module: torch.nn.Module, decoder: Decoder) -> dict[str, float]:
+    """How far the recursion of `module` is from its source now.
+
+    ``decoder/tensors`` compared, ``decoder/tensors_equal`` of them within `TOLERANCE`, and the
+    absolute difference of their values, ``decoder/max_difference`` and ``decoder/mean_difference``
+    (NaN where a value is not a number).
+    """
+    found = compare(_recursion(module), decoder.tensors)
+    values = [decoder.tensors[one.name].numel() for one in found]
+    largest, means, sizes = (
+        torch.tensor([math.nan if x is None else x for x in column], dtype=torch.float64)
+        for column in ([one.largest for one in found], [one.mean for one in found], values)
+    )
+    return {
+        "decoder/tensors": float(len(found)),
+        "decoder/tensors_equal": float(sum(one.equal for one in found)),
+        "decoder/max_difference": float(largest.max()),
+        "decoder/mean_difference": float((means * sizes).sum() / sizes.sum()),
+    }
+
+
+def loading_metrics(module: torch.nn.Module, decoder: Decoder) -> dict[str, float]:
+    """`decoder_metrics` right after `load_decoder`, and what was loaded.
+
+    ``decoder/keys_loaded`` and ``decoder/keys_missing`` of the recursion's tensors, and
+    ``decoder/ema``: 1 for averaged weights, 0 for raw ones, absent where the file does not tell.
+    """
+    own = _recursion(module).keys()
+    metrics = decoder_metrics(module, decoder)
+    metrics["decoder/keys_loaded"] = float(len(own & decoder.tensors.keys()))
+    metrics["decoder/keys_missing"] = float(len(own - decoder.tensors.keys()))
+    if decoder.averaged is not None:
+        metrics["decoder/ema"] = float(decoder.averaged)
+    return metrics

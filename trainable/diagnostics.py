@@ -67,7 +67,8 @@ def context_diagnostics(context: Tensor, base_puzzle: Tensor) -> dict[str, Tenso
         base_puzzle: (B) integers: the original puzzle of each row.
 
     Returns:
-        `output_mean`, `output_std` over all elements; `output_norm` mean Euclidean norm of a token;
+        `output_mean`, `output_std`, `output_min`, `output_max` over all elements; `output_norm`
+        mean Euclidean norm of a token;
         `cross_sample_var` mean of (c − batch mean)²; `within_group_var` the same around the mean of
         each puzzle's rows, averaged over puzzles with at least two rows (NaN without one): it
         compares augmentations of a puzzle, which the references' grouping by identifier never
@@ -96,6 +97,8 @@ def context_diagnostics(context: Tensor, base_puzzle: Tensor) -> dict[str, Tenso
     return {
         "output_mean": c.mean(),
         "output_std": c.std() if c.numel() > 1 else nan,
+        "output_min": c.amin(),
+        "output_max": c.amax(),
         "output_norm": torch.linalg.vector_norm(c, dim=-1).mean(),
         "cross_sample_var": centred.square().mean() if rows > 1 else nan,
         "within_group_var": (per_group * several).sum() / several.sum(),

@@ -20,6 +20,7 @@ from trainable import decoder
 from trainable.collective import any_worker, gather, together
 from trainable.config import TrialConfig
 from trainable.data import ArcData
+from trainable.data.checks import data_checks
 from trainable.diagnostics import encoder_diagnostics, observe
 from trainable.errors import CheckpointError, ConfigError
 from trainable.evaluate import demonstration_controls, evaluate, ranks, to_tensors
@@ -63,8 +64,11 @@ class Trial:
         self.model = build_model(config.replace(**sized).model, seed=config.seed)
         self.decoder: decoder.Decoder | None = None
         self.interface: Interface | None = None
+        self.beginning: dict[str, float] = {}
+        """What is checked before the first step; it stands in the first row."""
         if config.pretrained_decoder:
             together(self._load_decoder)
+        self.beginning |= data_checks(self.data, known=self._puzzles_of_decoder)
         self.model.to(self.device).train()
         if config.compile:
             compile_(self.model)
@@ -99,6 +103,7 @@ class Trial:
         if problem:
             raise CheckpointError(problem)
         self.decoder = decoder.load_decoder(self.model, config.decoder)
+        self.beginning |= decoder.loading_metrics(self.model, self.decoder)
         seen = set((self.decoder.exposure or {}).get("trained", []))
         if config.decoder_puzzles == "disjoint" and seen & set(self.data.train_ids):
             raise CheckpointError(
@@ -232,7 +237,8 @@ class Trial:
             found = encoder_diagnostics(seen, tokens=config.model.context_positions)
             values = torch.stack(list(found.values())).tolist()
             row |= {f"encoder/{name}": v for name, v in zip(found, values, strict=True)}
-        return row
+        first = min(config.log_interval, self.steps_of(config.eval_interval), self.total_steps)
+        return row | (self.beginning if self.step <= first else {})
 
     def evaluate(self) -> dict[str, float]:
         """Held-out evaluation with the averaged weights (raw ones without EMA).
@@ -255,10 +261,14 @@ class Trial:
         return metrics
 
     def compare(self) -> dict[str, float]:
-        """Contexts against the puzzle embeddings of the decoder's file, with the raw weights."""
+        """The raw weights against the decoder's file: its tensors while they are frozen, and the
+        contexts against its puzzle embeddings."""
+        found: dict[str, float] = {}
+        if self.decoder is not None and self.updater.decoder_frozen(self.step):
+            found = decoder.decoder_metrics(self.model, self.decoder)
         if self.interface is None:
-            return {}
-        return interface_metrics(
+            return found
+        return found | interface_metrics(
             self.model, self.data, self.interface, self._evaluation_batch, device=self.device
         )
 
@@ -279,6 +289,13 @@ class Trial:
         """Task ids by role; those of the decoder's own training too, where its file tells."""
         seen = (self.decoder.exposure or {}) if self.decoder is not None else {}
         return self.data.exposure | {f"{DECODER}{role}": list(ids) for role, ids in seen.items()}
+
+    @property
+    def _puzzles_of_decoder(self) -> frozenset[str] | None:
+        """Puzzles of the decoder's own table, where they must be this trial's."""
+        if self.decoder is None or self.config.decoder_puzzles != "same":
+            return None
+        return self.decoder.puzzles
 
     @cached_property
     def identifiers(self) -> str:

@@ -202,6 +202,24 @@ def test_a_trained_but_useless_encoder_points_to_h7_and_is_not_called_proof(tmp_
     assert "does not prove it" in answer.evidence[-1]
 
 
+def test_h1_of_a_trained_decoder_reads_the_row_of_loading(tmp_path: Path) -> None:
+    """Later rows say how far it has trained away, and do not count."""
+    writer = FolderWriter(tmp_path / "run", target="phase1")
+    writer.add("overfit/E1a", 0.8)
+    lines = [
+        row | {"train/decoder_frozen": 0.0, "decoder/max_difference": 0.6} for row in rows(0.8)
+    ]
+    loaded = {"decoder/tensors": 14.0, "decoder/tensors_equal": 14.0, "decoder/keys_loaded": 14.0}
+    loaded |= {"decoder/keys_missing": 0.0, "decoder/max_difference": 0.0, "decoder/ema": 1.0}
+    lines[0] |= loaded
+    writer.attempt(writer.folder("overfit/E1a"), 1, lines, end="finished")
+    run = analysis.load(writer.path)
+    (h1,) = [one for one in analysis.hypotheses(run) if one.hypothesis == "H1"]
+    assert h1.verdict == "refuted"
+    assert h1.evidence[0].startswith("14/14 decoder tensors equal, largest difference 0")
+    assert "14 keys loaded, 0 missing" in h1.evidence
+
+
 @pytest.mark.parametrize(("trm", "verdict"), [(0.82, "refuted"), (0.95, "cannot tell")])
 def test_h4_is_measured_against_the_trm(tmp_path: Path, trm: float, verdict: str) -> None:
     writer = FolderWriter(tmp_path / "run", target="debug1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import pickle
 import re
@@ -69,7 +70,11 @@ def test_published_files_load_with_all_tensors(
     assert decoder.decoder_problem(path, config.model) is None
     loaded = decoder.load_decoder(model, path)
     assert not loaded.ours and loaded.exposure is None and len(loaded.tensors) == TENSORS
-    assert decoder.decoder_difference(model, loaded) == (TENSORS, 0.0)
+    equal = {"decoder/tensors": TENSORS, "decoder/tensors_equal": TENSORS}
+    equal |= {"decoder/max_difference": 0.0, "decoder/mean_difference": 0.0}
+    keys = {"decoder/keys_loaded": TENSORS, "decoder/keys_missing": 0}
+    assert loaded.averaged is None, "nothing beside the file tells"
+    assert decoder.loading_metrics(model, loaded) == equal | keys
     assert model.inner.H_init.dtype == torch.float32
     for name, value in before.items():
         assert torch.equal(model.get_parameter(name), value), "the encoder is untouched"
@@ -77,7 +82,16 @@ def test_published_files_load_with_all_tensors(
     assert options["hidden_size"] == 32 and options["L_layers"] == 1 and options["L_cycles"] == 2
     with torch.no_grad():
         model.inner.lm_head.weight[0, 0] += 1
-    assert decoder.decoder_difference(model, loaded) == (TENSORS - 1, pytest.approx(1.0))
+    found = decoder.decoder_metrics(model, loaded)
+    values = sum(value.numel() for value in loaded.tensors.values())
+    assert found["decoder/tensors_equal"] == TENSORS - 1
+    assert found["decoder/max_difference"] == pytest.approx(1.0)
+    assert found["decoder/mean_difference"] == pytest.approx(1 / values)
+    with torch.no_grad():
+        model.inner.lm_head.weight[0, 0] = math.nan
+    found = decoder.decoder_metrics(model, loaded)
+    assert found["decoder/tensors_equal"] == TENSORS - 1
+    assert math.isnan(found["decoder/max_difference"])
 
 
 def change(path: Path, edit: Any) -> None:

@@ -382,7 +382,8 @@ def test_a_file_of_the_published_form_is_a_decoder_with_all_14_tensors(tmp_path:
     encoder = {n: v.clone() for n, v in model.state_dict().items() if n.startswith("encoder.")}
     loaded = decoder.load_decoder(model, path)
     assert len(loaded.tensors) == 14
-    assert decoder.decoder_difference(model, loaded) == (14, 0.0)
+    found = decoder.decoder_metrics(model, loaded)
+    assert (found["decoder/tensors_equal"], found["decoder/max_difference"]) == (14, 0.0)
     assert model.inner.H_init.dtype == torch.bfloat16
     assert all(torch.equal(model.state_dict()[n], v) for n, v in encoder.items())
     edit(path, lambda t: t.pop(start + "lm_head.weight"))
