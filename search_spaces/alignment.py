@@ -142,7 +142,7 @@ def _exploration(resolved: Resolved, reference: Any) -> Finding:
     if declared is not None:
         return Finding(option, reference, finding.value, "intended", declared)
     model = resolved.config.model
-    if model.kind != "trm" and model.encode_mode == "online":
+    if model.encode_mode == "online":
         why = "online training has a fixed number of ACT steps and does not explore"
         return Finding(option, reference, finding.value, "intended", why)
     why = (
@@ -230,7 +230,7 @@ def _ineffective(resolved: Resolved) -> list[Finding]:
     findings = []
     model = resolved.config.model
     reasons = ineffective_options(resolved.config)
-    if model.encode_mode != "online" or model.kind == "trm":
+    if model.encode_mode != "online":
         reasons = {"num_act_steps": "only encode_mode 'online' reads it"} | reasons
     for option, reason in reasons.items():
         origin, value = resolved.origin[option], resolved.config.get(option)

@@ -19,6 +19,9 @@ keeps its ratio to other freezes in every profile."""
 SMALLER_BATCH = frozenset({"global_batch_size", "batch_size_reason"})
 """What follows from a deeper encoder."""
 
+TRM: dict[str, Any] = {"kind": "trm", "encode_mode": "reencode"}
+"""A TRM has nothing to encode: it trains by the carried ACT loop, with halting."""
+
 STANDARD: dict[str, Any] = {
     "kind": "etrm",
     "global_batch_size": 256,
@@ -67,9 +70,12 @@ def arm(
 ) -> Experiment:
     """Declare one experiment. Its subject is what it sets, and `subject` for a control.
 
-    Where it sets the encoder's type and a batch size, the batch is a consequence, not a subject.
+    Where it sets the encoder's type and a batch size, the batch is a consequence, not a subject; so
+    is the encode mode of a TRM.
     """
     consequences = SMALLER_BATCH if "encoder_type" in overrides else frozenset()
+    if overrides.get("kind") == "trm":
+        consequences |= {"encode_mode"}
     consequences &= frozenset(overrides)
     return Experiment(
         name=name,

@@ -153,6 +153,11 @@ class ModelConfig(_Frozen):
                 f"context_positions {self.context_positions} exceeds the {self.prefix_len} prefix "
                 f"tokens: choose at most {self.prefix_len}"
             )
+        if self.kind == "trm" and self.encode_mode != "reencode":
+            raise ConfigError(
+                f"encode_mode {self.encode_mode!r} does not apply to a TRM, which has no encoder: "
+                f"set encode_mode='reencode', the carried ACT loop"
+            )
         if self.kind == "etrmtrm" and self.encode_mode == "cached":
             raise ConfigError(
                 "encode_mode 'cached' stores a context, a recurrent encoder carries a state: use "
@@ -330,7 +335,6 @@ class TrialConfig(_Frozen):
             "context_positions": model.context_positions is not None,
             "identity_weight": self.identity_weight > 0,
             "encoder_weight_decay": self.encoder_weight_decay is not None,
-            "encode_mode 'cached'": model.encode_mode == "cached",
         }
         for option, given in encoder_only.items():
             if trm and given:

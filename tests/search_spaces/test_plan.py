@@ -110,6 +110,8 @@ def test_declarations_are_sound(revision: str) -> None:
     assert len(names) == len(search_spaces.experiments(revision))
     for arm in search_spaces.experiments(revision):
         side = {"global_batch_size", "batch_size_reason"}
+        if arm.overrides.get("kind") == "trm":
+            side |= {"encode_mode"}
         assert set(arm.overrides) <= arm.subject | side, arm.name
         assert arm.subject, arm.name
         assert arm.title and arm.why
@@ -158,6 +160,17 @@ def test_recurrent_and_confined_arms() -> None:
     identity = search_spaces.resolve("debug/E_identity").config
     assert identity.identity_weight > 0
     assert identity.decoder_puzzles == "same"
+    assert (identity.model.encoder_type, identity.model.context_positions) == ("lpn_standard", 1)
+
+
+def test_a_trm_trains_by_the_carried_loop_as_a_consequence_of_its_kind() -> None:
+    experiment = search_spaces.experiment("debug/E0v2")
+    assert experiment.consequences == {"encode_mode"} and "kind" in experiment.subject
+    for profile in search_spaces.PROFILES:
+        model = search_spaces.resolve(experiment, profile=profile).config.model
+        assert (model.kind, model.encode_mode) == ("trm", "reencode")
+    with pytest.raises(ConfigError, match="encode_mode 'online' does not apply to a TRM"):
+        search_spaces.resolve(experiment, overrides={"encode_mode": "online"})
 
 
 @pytest.mark.parametrize("revision", list(search_spaces.REVISIONS))

@@ -36,7 +36,7 @@ MODES: dict[str, dict[str, Any]] = {
     "cached-variational": {"encode_mode": "cached", **VARIATIONAL},
     "cached-frozen-decoder": {"encode_mode": "cached", "freeze_decoder_steps": 3},
     "online": {"encode_mode": "online", "num_act_steps": 4},
-    "online-trm": {"encode_mode": "online", "num_act_steps": 2, "kind": "trm"},
+    "online-continue": {"encode_mode": "online", "num_act_steps": 2, "no_ACT_continue": False},
     "micro": {"micro_batch_size": 2},
     "micro-variational": {"micro_batch_size": 1, "encode_mode": "cached", **VARIATIONAL},
     "micro-trm": {"micro_batch_size": 2, "kind": "trm", "no_ACT_continue": False},
@@ -442,6 +442,7 @@ def test_widths_of_puzzle_embeddings(folder: Path, tmp_path: Path, ndim: int, le
     [
         ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide global_batch_size 4"),
         ({"encode_mode": "cached", "kind": "trm"}, "'cached' does not apply to a TRM"),
+        ({"encode_mode": "online", "kind": "trm"}, "'online' does not apply to a TRM"),
         ({"context_positions": 1, "kind": "trm"}, "context_positions does not apply to a TRM"),
         ({"context_positions": 5}, "context_positions 5 exceeds the 4 prefix tokens"),
         ({"identity_weight": 1.0}, "needs a decoder whose puzzle embeddings"),

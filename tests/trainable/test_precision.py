@@ -40,7 +40,7 @@ CACHED: dict[str, Any] = {"encode_mode": "cached"}
 MODELS: dict[str, dict[str, Any]] = {
     "trm": {"kind": "trm"},
     "trm-no-rope": {"kind": "trm", "pos_encodings": "none", "no_ACT_continue": False},
-    "trm-online": {"kind": "trm"} | ONLINE,
+    "standard-online-continue": of_encoder("standard") | ONLINE | {"no_ACT_continue": False},
     **{name: of_encoder(name) for name in ENCODER_FACTS},
     "standard-qk-norm": {"encoder_qk_norm": True, "encoder_layer_scale_init": 0.1},
     **{
