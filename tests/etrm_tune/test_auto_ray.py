@@ -66,13 +66,13 @@ def test_auto_walks_real_trials_and_continues_after_a_kill(tmp_path: Path) -> No
     folder = RunFolder(tmp_path / "runs" / "phase1")
     try:
         deadline = time.monotonic() + 600
-        while not folder.rows("overfit-E1a-s0"):
-            assert first.poll() is None, first.communicate()[0]
+        while not folder.rows("overfit-E1a-s0") and first.poll() is None:
             assert time.monotonic() < deadline, "no arm has begun"
             time.sleep(0.5)
     finally:
         first.kill()
-        first.communicate()
+        output, _ = first.communicate()
+    assert first.returncode < 0, f"ended before it was killed: {output}"
     second = begin(tmp_path, *words)
     output, _ = second.communicate(timeout=1400)
     assert second.returncode == 0, output
