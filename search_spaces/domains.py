@@ -29,13 +29,14 @@ class Float:
 
     def sample(self, generator: random.Random) -> float:
         """One value, uniform (over magnitudes with `log`)."""
-        return self._at(generator.random())
+        return self.at(generator.random())
 
     def grid(self, points: int) -> tuple[float, ...]:
         """`points` values from low to high, evenly spread as `sample` is."""
-        return tuple(self._at(i / (points - 1)) if points > 1 else self.low for i in range(points))
+        return tuple(self.at(i / (points - 1)) if points > 1 else self.low for i in range(points))
 
-    def _at(self, share: float) -> float:
+    def at(self, share: float) -> float:
+        """The value at a share, 0 to 1, of the range."""
         if share in (0, 1):
             return self.high if share else self.low
         if self.log:
@@ -70,6 +71,10 @@ class Int:
         spread = Float(self.low, self.high).grid(points)
         return tuple(dict.fromkeys(round(value) for value in spread))
 
+    def at(self, share: float) -> int:
+        """The value at a share, 0 to below 1, of the range."""
+        return min(self.low + int(share * (self.high - self.low + 1)), self.high)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -92,6 +97,10 @@ class Choice:
     def grid(self, points: int) -> tuple[Any, ...]:
         """Every value, whatever `points`."""
         return self.values
+
+    def at(self, share: float) -> Any:
+        """The value at a share, 0 to below 1, of the list."""
+        return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
 
 
 Domain = Float | Int | Choice
