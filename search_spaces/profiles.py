@@ -117,25 +117,26 @@ class Profile:
 
 # ---------------------------------------------------------------------------------- the numbers
 
-LAPTOP_BUDGET = Fraction(7, 500)
+LAPTOP_BUDGET = Fraction(31, 2000)
 LAPTOP_WARMUP = Fraction(3, 200)
 LAPTOP_FREEZE = Fraction(1, 10)
 WORKSTATION_BUDGET = Fraction(1, 4)
 
 LAPTOP = Profile(
     "laptop",
-    "two CPU cores, minutes: 64 wide, 280 epochs, grids of at most 10 x 10",
+    "two CPU cores, minutes: 64 wide, 310 epochs, grids of at most 10 x 10",
     factors=(
         Factor("hidden_size", Scale(Fraction(1, 8)), "model", "512 to 64: minutes on a CPU"),
         Factor("num_heads", Scale(Fraction(1, 4)), "model", "8 to 2: heads 32 wide"),
         Factor("puzzle_emb_ndim", Scale(Fraction(1, 8)), "model", "follows hidden_size"),
+        Factor("puzzle_emb_len", Scale(Fraction(1, 4)), "model", "16 prefix tokens to 4"),
         Factor("H_cycles", Scale(Fraction(2, 3)), "model", "3 to 2; L_cycles as in the decoder"),
         Factor(
-            "lr", Scale(Fraction(20)), "model", "1e-4 to 2e-3: a 64-wide model takes larger steps"
+            "lr", Scale(Fraction(15)), "model", "1e-4 to 1.5e-3: a small model takes larger steps"
         ),
-        Factor("lr_min_ratio", Fix(0.1), "budget", "cosine to a tenth: a short run ends on it"),
-        Factor("epochs", Scale(LAPTOP_BUDGET), "budget", "20,000 to 280"),
-        Factor("eval_interval", Scale(Fraction(7, 25)), "budget", "20 evaluations to 1"),
+        Factor("lr_min_ratio", Fix(0.02), "budget", "cosine to nearly 0: a short run needs it"),
+        Factor("epochs", Scale(LAPTOP_BUDGET), "budget", "20,000 to 310"),
+        Factor("eval_interval", Scale(Fraction(31, 100)), "budget", "20 evaluations to 1"),
         Factor(
             "lr_warmup_steps", Scale(LAPTOP_WARMUP), "budget", "2,000 to 30: a tenth of a run"
         ),
@@ -165,10 +166,11 @@ LAPTOP = Profile(
         Factor("translate", Fix(False), "data", "one position per puzzle, as num_aug 0"),
     ),
     decoder={
-        "epochs": 70,
-        "eval_interval": 70,
+        "epochs": 65,
+        "eval_interval": 65,
+        "lr": 1e-3,
         "lr_warmup_steps": 60,
-        "lr_min_ratio": 0.05,
+        "lr_min_ratio": 0.1,
         "stagger_starts": True,
         "global_batch_size": 32,
         "max_train_groups": 64,

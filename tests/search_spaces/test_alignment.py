@@ -143,7 +143,7 @@ def test_scaled_differences_name_the_profile() -> None:
     assert "profile laptop" in width.why
     rate = found("overfit/E5a_low")["lr"]
     assert rate.level == "intended"
-    assert "× 20 by profile laptop" in rate.why
+    assert "× 15 by profile laptop" in rate.why
 
 
 def test_typed_differences_are_warned_about() -> None:
