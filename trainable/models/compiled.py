@@ -27,7 +27,7 @@ def compile_(model: RecursiveModel, *, backend: str = "inductor") -> list[str]:
     inside = set(whole.modules()) if whole is not None else set()
     names = []
     for name, module in model.named_modules():
-        if module is whole:
+        if whole is not None and module is whole:
             module.compile(backend=backend)
         elif isinstance(module, SwiGLU) and module not in inside:
             module.compile(backend=backend, dynamic=True)

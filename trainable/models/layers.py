@@ -165,7 +165,7 @@ def rotate(qkv: Tensor, rope: tuple[Tensor, Tensor], heads: int) -> Tensor:
     In a compiled graph the result is a new tensor, and its gradient the compiler's.
     """
     if torch.compiler.is_compiling():
-        qk, v = qkv.view(qkv.shape[0], 3, heads, -1).split([2, 1], dim=1)
+        qk, v = torch.split(qkv.view(qkv.shape[0], 3, heads, -1), [2, 1], dim=1)
         x1, x2 = qk.float().chunk(2, dim=-1)
         cos, sin = rope
         rotated = torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1)
