@@ -195,6 +195,12 @@ class StoppingRule:
         """Epochs of one trial."""
         return self._budgets.get(trial_id, self._budget)
 
+    def expect(self, trial_id: str, budget: float) -> None:
+        """Tell the epochs of a trial that was not known from the start, before its first report."""
+        if not 0 < budget < math.inf:
+            raise ConfigError(f"a budget of {budget} epochs: it must be above 0 and finite")
+        self._budgets[trial_id] = budget
+
     @property
     def rungs(self) -> tuple[Rung, ...]:
         """Rungs that at least one trial has reached, by rule and milestone."""

@@ -8,6 +8,7 @@ import random
 
 import pytest
 
+from search_spaces.schedulers import Median, place, rung_lines, search_rule
 from search_spaces.stopping import Bar, Decision, Halving, StoppingRule, phase_rule
 from trainable.errors import ConfigError
 
@@ -223,3 +224,92 @@ def test_contradictory_rules_are_refused() -> None:
     ):
         with pytest.raises(ConfigError):
             bad()
+
+
+def test_a_trial_that_comes_later_brings_its_own_budget() -> None:
+    rule = phase_rule(1000)
+    rule.expect("late", 100)
+    assert rule.on_report("late", 60, 0.1).stop
+    assert not rule.on_report("other", 60, 0.1).stop
+    with pytest.raises(ConfigError, match="above 0"):
+        rule.expect("never", 0)
+
+
+def test_median_needs_others_and_then_stops_the_lower_half() -> None:
+    rule = StoppingRule([Median()], budget=100)
+    assert not rule.on_report("a", 10, 0.0).stop
+    for trial, value in (("a", 0.1), ("b", 0.5), ("c", 0.9)):
+        assert not rule.on_report(trial, 20, value).stop
+    assert not rule.on_report("tie", 20, 0.5).stop
+    decision = rule.on_report("d", 21, 0.4)
+    assert decision.stop
+    assert decision.reason == (
+        "median: train/accuracy 40.0 % < 50.0 %, the median of 4 others at epoch 20 of 100 "
+        "(rung 20, first report at epoch 21)"
+    )
+
+
+def test_median_stops_what_is_not_a_number_even_alone_and_ranks_it_last() -> None:
+    rule = StoppingRule([Median()], budget=100)
+    for trial in "abc":
+        assert rule.on_report(trial, 20, NAN).stop
+    assert not rule.on_report("d", 20, 0.0).stop
+
+
+def test_schedulers_by_name() -> None:
+    asha = search_rule("asha", 800)
+    assert asha is not None
+    assert {n: r.milestones(800) for n, r in asha.rules.items()} == {
+        "bar": (400,),
+        "halving": (100, 300),
+    }
+    assert search_rule("none", 800) is None
+    with pytest.raises(ConfigError, match="did you mean 'asha'"):
+        search_rule("ash", 800)
+
+
+@pytest.mark.parametrize("scheduler", ["bar", "asha", "median"])
+def test_recorded_curves_replayed_by_time_decide_as_they_did_live(scheduler: str) -> None:
+    generator = random.Random(3)
+    curves = {f"t{i}": curve(generator.random()) for i in range(9)}
+    curves["nan"] = [(epoch, NAN if epoch > 100 else value) for epoch, value in curve(0.9)]
+    curves["late"] = [(epoch, value) for epoch, value in curve(0.5) if epoch > 600]
+    curves["tie"] = list(curves["t0"])
+    live = search_rule(scheduler, 1000)
+    assert live is not None
+    recorded: list[tuple[float, str, float, float | None]] = []
+    waiting, clock = {t: list(points) for t, points in curves.items()}, 0.0
+    stopped: dict[str, str] = {}
+    while waiting:  # three at once, as slots free up
+        trial = generator.choice(list(waiting)[:3])
+        epoch, value = waiting[trial].pop(0)
+        clock += 1
+        recorded.append((clock, trial, epoch, value))
+        decision = live.on_report(trial, epoch, value)
+        if decision.stop:
+            stopped[trial] = decision.reason
+        if decision.stop or not waiting[trial]:
+            del waiting[trial]
+    assert "nan" in stopped
+    generator.shuffle(recorded)
+    again = search_rule(scheduler, 1000)
+    assert again is not None
+    # A restart repeats rows after the checkpoint; nothing is decided twice.
+    repeated = [(clock + at, *row[1:]) for at, row in enumerate(recorded[:20])]
+    assert place(again, recorded + repeated) == stopped
+    assert again.state()["rungs"] == live.state()["rungs"]
+
+
+def test_rung_lines_say_who_survived_and_why_not() -> None:
+    rule = search_rule("asha", 800)
+    assert rule is not None
+    for trial, value in (("a", 0.3), ("b", 0.6), ("c", 0.1), ("d", NAN)):
+        rule.on_report(trial, 100, value)
+    rule.on_report("a", 400, 0.1)
+    first, second, bar = rung_lines(rule.rungs)
+    assert (first.rule, first.milestone, first.reached) == ("halving", 100, 4)
+    assert first.survivors == ("b", "a")
+    assert list(first.stopped) == ["c", "d"]
+    assert "best 1 of 4" in first.stopped["d"]
+    assert (second.milestone, second.survivors) == (300, ("a",))
+    assert (bar.rule, bar.survivors, list(bar.stopped)) == ("bar", (), ["a"])
