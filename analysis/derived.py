@@ -21,7 +21,7 @@ from analysis.hypotheses import hypotheses
 from analysis.load import PathLike, Run, load
 from analysis.recommend import recommend
 from analysis.rows import SCHEMA_VERSION, ResultsError
-from analysis.text import evidence, show_controls, show_matrix, summary_text, what_was_run
+from analysis.text import accepted, evidence, show_controls, show_matrix, summary_text, what_was_run
 from search_spaces.rules.table import table
 
 FILES = (
@@ -84,6 +84,7 @@ def decisions_json(run: Run, decisions: list[Decision]) -> str:
         "target": run.plan.get("target"),
         "profile": run.plan.get("profile"),
         "revision": run.plan.get("revision"),
+        "accepted": accepted(run),
         "decisions": [decision.to_json() for decision in decisions],
         "next": {"why": why, "command": command, "steps": steps},
         "red_flags": [decision.name for decision in decisions if decision.raised],

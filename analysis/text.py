@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable
+from typing import Any
 
 import pandas as pd
 
@@ -66,7 +67,25 @@ def what_was_run(run: Run) -> list[str]:
         f"num_aug {_values(arms, 'num_aug')} in training; eval_num_aug "
         f"{_values(arms, 'eval_num_aug')} voted over in evaluation",
         f"decoder: {decoder_text(run)}",
+        *map("allowed in spite of a critical difference: {}".format, _accepted_text(run)),
         f"counted: {INCLUSION}",
+    ]
+
+
+def accepted(run: Run) -> list[dict[str, Any]]:
+    """Critical differences from the reference that were allowed by name, of all plans: `field`,
+    `value`, `reference`, `why`, `trials`."""
+    found: list[dict[str, Any]] = []
+    for plan in run.plans.values():
+        found += [one for one in plan.get("accepted", []) if one not in found]
+    return found
+
+
+def _accepted_text(run: Run) -> list[str]:
+    """``halt_exploration_prob 0.4, reference 0.1 (overfit-E1a-s0)``."""
+    return [
+        f"{one['field']} {one['value']}, reference {one['reference']} ({', '.join(one['trials'])})"
+        for one in accepted(run)
     ]
 
 

@@ -22,7 +22,9 @@ from analysis import NextStep
 from analysis.recommend import recommend
 from etrm_tune.follow import Parent
 from etrm_tune.run_folder import FINAL, RunFolder, RunFolderError, write_atomic
-from etrm_tune.steps import Asked, Run, child_of, read, reasons, say, say_flag, start
+from etrm_tune.steps import Asked, Run, child_of, read, reasons, say_flag, start
+from etrm_tune.terminal import console as new_console
+from etrm_tune.terminal import say
 from trainable.errors import ConfigError, nearest
 
 STARTS = {"overfit": "phase1", "debug": "debug1", "act": "act1"}
@@ -81,7 +83,7 @@ def check_series(word: str | None) -> str:
 def auto(word: str | None, asked: Asked, run: Run) -> int:
     """Walk a series; returns the exit status (3 at a red flag, a signal's when interrupted)."""
     series = check_series(word)
-    console = Console(soft_wrap=True)
+    console = new_console()
     prefix = f"{asked.name}-" if asked.name else ""
     kept = asked.runs / f"{prefix}auto{'' if series == 'overfit' else f'-{series}'}.json"
     way = Way(series)

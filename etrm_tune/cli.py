@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rich.console import Console
 from rich.table import Table
 
 import search_spaces
 from etrm_tune.commands import modules as command_modules
+from etrm_tune.terminal import console
 from search_spaces.profiles import PROFILES
 from search_spaces.reference import DEFAULT_REVISION, REVISIONS
 from trainable.errors import ConfigError, UserError, nearest
@@ -203,7 +203,7 @@ def status_command(args: argparse.Namespace) -> int:
     plan = folder.read_plan() if (folder.path / "plan.json").is_file() else None
     if plan is None:
         raise RunFolderError(f"{args.run} holds no run: give a folder such as runs/phase1")
-    console = Console()
+    out = console()
     busy = folder.in_use()
     table = Table(box=None, pad_edge=False)
     for column in ("trial", "status", "step", "epoch", "accuracy", "reason"):
@@ -226,8 +226,8 @@ def status_command(args: argparse.Namespace) -> int:
             percent(accuracy),
             str(told.get("reason") or ""),
         )
-    console.print(table)
-    console.print(f"running, process {folder.holder()}" if busy else "not running")
+    out.print(table)
+    out.print(f"running, process {folder.holder()}" if busy else "not running")
     return 0
 
 

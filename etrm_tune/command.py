@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 import analysis
 from etrm_tune import preflight
@@ -21,6 +20,8 @@ from etrm_tune.plan import Options, Plan, PlannedTrial, complete, packages
 from etrm_tune.resources import Allotment, Machine, allot, this_machine
 from etrm_tune.run_folder import FINAL, RunFolder, RunFolderError
 from etrm_tune.session import Interrupted, Signals, login_line, quiet, ray_session
+from etrm_tune.terminal import console as new_console
+from etrm_tune.terminal import note, say
 from trainable.errors import UserError
 
 TRAIN_FUNCTION = "trainable.loop:train"
@@ -49,7 +50,7 @@ class Prepared:
     machine: Machine
     allotments: dict[str, Allotment]
     stored: dict[str, Any] | None = None
-    notes: list[tuple[str, Any]] = field(default_factory=list)
+    notes: list[preflight.Note] = field(default_factory=list)
     taken: dict[str, RunFolder] = field(default_factory=dict)
     """Trials whose results the run takes from its parent."""
 
@@ -117,10 +118,22 @@ def prepare(options: Options, folder: RunFolder, how: How, files: preflight.File
     allotments = divide(plan, machine, how, stored)
     prepared = Prepared(plan, machine, allotments, stored, taken=taken)
     prepared.plan = plan.with_threads(prepared.threads)
-    prepared.notes = preflight.check_alignment(prepared.plan, files, how.allow)
-    preflight.check_decoder(prepared.plan, files, how.allow)
+    allow = [*how.allow, *allowed_before(folder, options, stored)]
+    prepared.notes = preflight.check_alignment(prepared.plan, files, allow)
+    prepared.notes += preflight.check_decoder(prepared.plan, files, allow)
     preflight.check_disk(prepared.plan, files, folder.path)
     return prepared
+
+
+def allowed_before(
+    folder: RunFolder, options: Options, stored: Mapping[str, Any] | None
+) -> list[str]:
+    """Fields whose critical difference was accepted when the run was begun, or its parent, whose
+    options it has."""
+    plan = stored
+    if plan is None and options.parent is not None:
+        plan = RunFolder((folder.path / options.parent).resolve()).read_plan()
+    return [str(one["field"]) for one in (plan or {}).get("accepted", [])]
 
 
 def check_same(plan: Plan, stored: Mapping[str, Any], folder: RunFolder) -> None:
@@ -139,7 +152,7 @@ def write_plan(folder: RunFolder, prepared: Prepared) -> None:
     """Write plan.json and every config.json, where they are not there yet."""
     if prepared.stored is None:
         values = prepared.plan.to_json(prepared.threads) | {"workers": prepared.workers}
-        folder.write_plan(values)
+        folder.write_plan(values | {"accepted": preflight.accepted(prepared.notes)})
     for trial in prepared.plan.trials:
         known = folder.read_config(trial.trial_id)
         if known is None or known.get("identity") != trial.identity:
@@ -156,7 +169,7 @@ def version_changes(stored: Mapping[str, Any] | None) -> str:
 
 def run(options: Options, folder: RunFolder, how: How, *, dry_run: bool = False) -> int:
     """The whole command; returns the exit status. Raises `UserError` for what a user can fix."""
-    console = Console(soft_wrap=True)
+    console = new_console()
     files = preflight.Files()
     with Signals() as signals:
         try:
@@ -174,7 +187,7 @@ def run(options: Options, folder: RunFolder, how: How, *, dry_run: bool = False)
                 preflight.show(console, prepared.plan, files, prepared.allotments, prepared.notes)
                 changed = version_changes(prepared.stored)
                 if changed:
-                    console.print(f"warning: the run was begun with other versions: {changed}")
+                    say(console, f"warning: the run was begun with other versions: {changed}")
                 say_taken(console, prepared)
                 take_results(folder, prepared.taken)
                 write_plan(folder, prepared)
@@ -191,17 +204,18 @@ def say_taken(console: Console, prepared: Prepared) -> None:
     present = {trial.config.name for trial in prepared.plan.trials}
     controls = {t.resolved.experiment.control for t in prepared.plan.trials if t.resolved}
     if missing := sorted(name for name in controls if name is not None and name not in present):
-        console.print(
-            f"  warning: the control {', '.join(missing)} is not part of this run: comparisons "
+        note(
+            console,
+            f"warning: the control {', '.join(missing)} is not part of this run: comparisons "
             f"with it stay undecided (next RUN starts a phase with the results of the one before)",
-            style="yellow",
+            "yellow",
         )
     homes = {str(home.path): home for home in prepared.taken.values()}
     for path, home in homes.items():
         mine = [trial_id for trial_id, one in prepared.taken.items() if str(one.path) == path]
-        console.print(f"  taken from {_short(home.path)}, not trained again: {names(mine)}")
+        note(console, f"taken from {_short(home.path)}, not trained again: {names(mine)}")
         if changed := version_changes(home.read_plan()):
-            console.print(f"  warning: they were trained with other versions: {changed}")
+            note(console, f"warning: they were trained with other versions: {changed}")
 
 
 def execute(
@@ -217,7 +231,7 @@ def execute(
 
     code = 0
     with quiet(folder.log) as terminal:
-        console = Console(file=terminal)
+        console = new_console(terminal, wide=True)
         table = LiveTable(console, plan.trials, title=str(folder.path))
         conductor = Conductor(
             folder, plan, allotments, signals, table, how.retry_failed, how.train, clock=clock
@@ -226,7 +240,7 @@ def execute(
             if conductor.prepare():
                 machine = next(iter(allotments.values())).machine
                 with ray_session(machine, signals) as url:
-                    console.print(login_line(url), soft_wrap=True, highlight=False)
+                    say(console, login_line(url))
                     with table:
                         try:
                             conductor.run()
@@ -237,7 +251,7 @@ def execute(
             code = stop.exit_code
         finally:
             signals.ignore()
-    console = Console(soft_wrap=True)
+    console = new_console()
     summarise(folder, console)
     return say_how_it_went(folder, plan, conductor.statuses, how, code, console)
 
@@ -249,9 +263,9 @@ def summarise(folder: RunFolder, console: Console) -> None:
     """
     try:
         results = analysis.write_derived(folder.path)
-        console.print(Text(analysis.summary_text(results)), soft_wrap=True)
+        say(console, analysis.summary_text(results))
     except UserError as error:
-        console.print(Text(f"the tables could not be made: {error}"), soft_wrap=True)
+        say(console, f"the tables could not be made: {error}")
 
 
 def say_how_it_went(
@@ -273,7 +287,7 @@ def say_how_it_went(
     for trial_id in failed:
         reason = folder.read_status(trial_id).get("reason", "")
         log = _short(folder.trial(trial_id) / "log")
-        console.print(Text(f"failed: {trial_id}: {reason} (log: {log})"), soft_wrap=True)
+        say(console, f"failed: {trial_id}: {reason} (log: {log})")
     if code:
         text = f"Interrupted; everything measured is kept. Continue with: {again}"
     elif failed:
@@ -285,7 +299,7 @@ def say_how_it_went(
         text = f"All {len(plan.trials)} trials are done: {_short(folder.path)}"
         if timed := estimate_line(folder.read_plan()):
             text += f" ({timed})"
-    console.print(Text(text), soft_wrap=True)
+    say(console, text)
     return code or (1 if failed or left else 0)
 
 

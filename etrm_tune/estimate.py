@@ -20,6 +20,7 @@ from etrm_tune.costs import TrialCost, from_rate, makespan, plan_work
 from etrm_tune.plan import Plan
 from etrm_tune.resources import Allotment, available_memory
 from etrm_tune.run_folder import RunFolder
+from etrm_tune.terminal import WIDTH, note
 
 if TYPE_CHECKING:
     from trainable.flops import Work
@@ -56,11 +57,13 @@ def show_costs(
     if not costs:
         console.print("  every trial is done: nothing would be run")
         return
+    columns = ["steps", "decoder", "encoder", "FLOP/step", "FLOP", "time", "memory"]
+    if wide := console.width >= WIDTH:  # else time / steps tells it, and names have room
+        columns.insert(5, "s/step")
     table = Table(box=None, pad_edge=False)
-    table.add_column("  trial")
-    for name in ("steps", "decoder", "encoder", "FLOP/step", "FLOP", "s/step", "time", "memory"):
-        table.add_column(name, justify="right")
-    table.add_column("time from")
+    table.add_column("  trial", overflow="fold")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
     for cost in costs:
         encoder, memory = cost.work.parameters.encoder, cost.memory
         gpu = cost.measured.gpu_memory
@@ -71,28 +74,39 @@ def show_costs(
             amount(encoder) if encoder else "–",
             amount(cost.work.step),
             amount(cost.work.total),
-            f"{cost.measured.step_s:.3g}",
+            *([f"{cost.measured.step_s:.3g}"] if wide else []),
             minutes(cost.seconds),
             (amount(memory) + "B" if memory else "?") + (f", GPU {amount(gpu)}B" if gpu else ""),
-            cost.basis,
         )
     console.print(table)
+    for basis, ids in _by_basis(costs).items():
+        trials = "all trials" if len(ids) == len(costs) else ", ".join(ids)
+        note(console, f"time {basis}: {trials}")
     seconds = {cost.trial_id: cost.seconds for cost in costs}
     wall = makespan(plan.stages, seconds, allotments)
     at_once = ", ".join(f"{a.concurrent} {role}s at once" for role, a in allotments.items())
     total = amount(sum(cost.work.total for cost in costs))
-    console.print(f"  estimated: {minutes(wall)} in all ({at_once}), {total}FLOP", highlight=False)
+    note(console, f"estimated: {minutes(wall)} in all ({at_once}), {total}FLOP")
     needed = max(
         a.concurrent * max((c.memory for c in costs if c.role == role), default=0)
         for role, a in allotments.items()
     )
     free = available_memory()
     if needed and free is not None and needed > free:
-        console.print(
-            f"  warning: trials need {amount(needed)}B at once, {amount(free)}B are free: "
+        note(
+            console,
+            f"warning: trials need {amount(needed)}B at once, {amount(free)}B are free: "
             f"give --concurrent or --set global_batch_size",
-            style="yellow",
+            "yellow",
         )
+
+
+def _by_basis(costs: Sequence[TrialCost]) -> dict[str, list[str]]:
+    """Trials by where their seconds come from."""
+    found: dict[str, list[str]] = {}
+    for cost in costs:
+        found.setdefault(cost.basis, []).append(cost.trial_id)
+    return found
 
 
 @dataclass

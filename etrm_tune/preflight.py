@@ -11,17 +11,24 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from etrm_tune.plan import Plan, PlannedTrial
 from etrm_tune.resources import Allotment
 from etrm_tune.run_folder import check_writable
+from etrm_tune.terminal import note
 from search_spaces.alignment import Finding, align, critical
 from trainable.config import TrialConfig
 from trainable.errors import CheckpointError, ConfigError
 
+Note = tuple[str, Finding]
+"""A trial's id, and what deserves attention in its configuration."""
+
 SPARE_BYTES = 100_000_000
 """Room for rows, events, tables and logs of a run."""
+
+
+ALIGNED_WITH_DECODER = ("L_cycles", "canvas")
+"""What `search_spaces.alignment` compares with the decoder's already."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ def checkpoint_bytes(config: TrialConfig, facts: DataFacts) -> int:
     return int(16 * weights)
 
 
-def check_alignment(plan: Plan, files: Files, allow: Sequence[str]) -> list[tuple[str, Finding]]:
+def check_alignment(plan: Plan, files: Files, allow: Sequence[str]) -> list[Note]:
     """Compare every trial with the reference; returns warnings (and what was allowed).
 
     Raises `ConfigError` for a critical difference that is not allowed.
@@ -122,20 +129,41 @@ def check_alignment(plan: Plan, files: Files, allow: Sequence[str]) -> list[tupl
     return notes
 
 
-def check_decoder(plan: Plan, files: Files, allow: Sequence[str]) -> None:
-    """Raise `CheckpointError` when a given decoder does not fit a trial."""
+def check_decoder(plan: Plan, files: Files, allow: Sequence[str]) -> list[Note]:
+    """Raise `CheckpointError` when a given decoder does not fit a trial; returns what was allowed
+    beside what `align` compares."""
     from trainable.decoder import decoder_problem
 
+    notes = []
     for trial in plan.trials:
         path = trial.config.decoder
         if path is None:
             continue
         theirs = files.decoder_options(Path(path))
-        accepted = {option: theirs[option] for option in allow if option in theirs}
-        model = trial.config.model.model_copy(update=accepted)
+        ignored = {option: theirs[option] for option in allow if option in theirs}
+        model = trial.config.model.model_copy(update=ignored)
         problem = decoder_problem(path, model, l_cycles=plan.options.decoder_l_cycles)
         if problem is not None:
             raise CheckpointError(problem)
+        for option, given in ignored.items():
+            mine = trial.config.get(option)
+            if mine != given and option not in ALIGNED_WITH_DECODER:
+                why = f"the decoder was trained with {given}"
+                notes.append((trial.trial_id, Finding(option, given, mine, "critical", why)))
+    return notes
+
+
+def accepted(notes: Sequence[Note]) -> list[dict[str, Any]]:
+    """Critical differences that were accepted by name, for plan.json: field, value, reference, why,
+    and the trials that have them."""
+    found: dict[str, dict[str, Any]] = {}
+    for trial_id, one in notes:
+        if one.level == "critical":
+            values = {
+                "field": one.option, "value": one.value, "reference": one.reference, "why": one.why
+            }  # fmt: skip
+            found.setdefault(repr(values), values | {"trials": []})["trials"].append(trial_id)
+    return list(found.values())
 
 
 def check_disk(plan: Plan, files: Files, folder: Path) -> None:
@@ -152,7 +180,7 @@ def show(
     plan: Plan,
     files: Files,
     allotments: Mapping[str, Allotment],
-    notes: Sequence[tuple[str, Finding]],
+    notes: Sequence[Note],
 ) -> None:
     """Print the trials, how they share the machine, and what deserves attention."""
     options = plan.options
@@ -162,11 +190,11 @@ def show(
         f"stopping rule {options.scheduler}"
     )
     for role, allotment in allotments.items():
-        console.print(f"  {role}s: {allotment}", highlight=False)
+        note(console, f"{role}s: {allotment}")
     table = Table(box=None, pad_edge=False)
-    table.add_column("  trial")
+    table.add_column("  trial", no_wrap=True)
     for name in ("puzzles", "epochs", "steps", "batch"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("what")
     for trial in plan.trials:
         facts = files.facts(trial.config)
@@ -180,19 +208,21 @@ def show(
         )
     console.print(table)
     if options.profile != "paper":
-        console.print(
-            f"  scaled by profile {options.profile}: numbers are not those of the published sizes"
+        note(
+            console,
+            f"scaled by profile {options.profile}: numbers are not those of the published sizes",
         )
     for (option, level, why), ids in _grouped(notes).items():
         arms = "all trials" if len(ids) == len(plan.trials) else ", ".join(ids)
-        console.print(Text(f"  {level}: {option}: {why} ({arms})", style="yellow"))
+        word = "allowed in spite of a critical difference" if level == "critical" else level
+        note(console, f"{word}: {option}: {why} ({arms})", "yellow")
 
 
 def _title(trial: PlannedTrial) -> str:
     return trial.resolved.experiment.title if trial.resolved is not None else trial.config.name
 
 
-def _grouped(notes: Sequence[tuple[str, Finding]]) -> dict[tuple[str, str, str], list[str]]:
+def _grouped(notes: Sequence[Note]) -> dict[tuple[str, str, str], list[str]]:
     groups: dict[tuple[str, str, str], list[str]] = {}
     for trial_id, finding in notes:
         groups.setdefault((finding.option, finding.level, finding.why), []).append(trial_id)

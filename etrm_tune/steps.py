@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.text import Text
 
 import analysis
 from analysis import NextStep
@@ -16,6 +15,8 @@ from analysis.recommend import Recommendation, recommend
 from etrm_tune.follow import Parent, chain, child_name, follow_options, open_parent
 from etrm_tune.plan import Options
 from etrm_tune.run_folder import RunFolder, RunFolderError
+from etrm_tune.terminal import console as new_console
+from etrm_tune.terminal import say
 
 if TYPE_CHECKING:
     from etrm_tune.command import How
@@ -35,11 +36,6 @@ class Asked:
     """Where run folders lie, for those that are not children of another folder's run."""
     name: str | None = None
     dry_run: bool = False
-
-
-def say(console: Console, text: str, style: str = "") -> None:
-    """One line, as long as it is."""
-    console.print(Text(text, style=style), soft_wrap=True)
 
 
 def read(folder: RunFolder) -> analysis.Run:
@@ -106,7 +102,7 @@ def start(
 
 def next_run(path: str, asked: Asked, run: Run) -> int:
     """``next RUN``."""
-    console = Console(soft_wrap=True)
+    console = new_console()
     parent = open_parent(path)
     refuse_other(parent, asked.typed)
     results = read(parent.folder)
@@ -123,7 +119,7 @@ def next_run(path: str, asked: Asked, run: Run) -> int:
 
 def followup_run(path: str, asked: Asked, run: Run) -> int:
     """``followup RUN``: the selected configurations on the full data set, one run each."""
-    console = Console(soft_wrap=True)
+    console = new_console()
     parent = open_parent(path)
     refuse_other(parent, asked.typed)
     steps = analysis.followup(read(parent.folder))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-PIPED_WIDTH = 200
-"""Columns when the output is no terminal, so that no line is broken."""
+from etrm_tune.terminal import console
 
 
 def add(commands: Any) -> None:
@@ -62,7 +60,7 @@ def inspect_command(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(found)
         return 0
-    console = _console()
+    out = console(wide=True)
     facts = {
         "file": found["path"],
         "format": found["format"],
@@ -76,11 +74,11 @@ def inspect_command(args: argparse.Namespace) -> int:
     }
     if "puzzle table" in found["parameters"]:
         facts["names of identifiers"] = found["identifiers"]
-    _table(console, ("", ""), ((key, _or_unknown(value)) for key, value in facts.items()))
+    _table(out, ("", ""), ((key, _or_unknown(value)) for key, value in facts.items()))
     for label, rows in found["tensors"].items():
-        console.print()
+        out.print()
         _table(
-            console,
+            out,
             (f"tensor ({label})", "shape", "dtype", "mean", "std", "min", "max", "NaN", "Inf"),
             (
                 (
@@ -94,7 +92,7 @@ def inspect_command(args: argparse.Namespace) -> int:
                 for row in rows
             ),
         )
-    _notes(console, found["notes"])
+    _notes(out, found["notes"])
     return 0
 
 
@@ -112,9 +110,9 @@ def verify_command(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(found)
         return status
-    console = _console()
+    out = console(wide=True)
     _table(
-        console,
+        out,
         ("tensor", "equal", "max difference", "mean difference"),
         (
             (
@@ -130,8 +128,8 @@ def verify_command(args: argparse.Namespace) -> int:
     )
     for key in ("missing", "unexpected"):
         for name in found[key]:
-            console.print(Text(f"{key}: {name}"), soft_wrap=True)
-    console.print(
+            out.print(Text(f"{key}: {name}"), soft_wrap=True)
+    out.print(
         Text(
             f"{found['verdict']}: {found['equal']} of {found['of']} tensors within "
             f"{found['tolerance']:g} ({label} weights)"
@@ -158,10 +156,10 @@ def export_command(args: argparse.Namespace) -> int:
     if args.json:
         _print_json({"files": [str(path) for path in paths], "notes": notes})
         return 0
-    console = _console()
+    out = console(wide=True)
     for path in paths:
-        console.print(Text(f"wrote {path}"), soft_wrap=True)
-    _notes(console, notes)
+        out.print(Text(f"wrote {path}"), soft_wrap=True)
+    _notes(out, notes)
     return 0
 
 
@@ -172,22 +170,18 @@ def _weights(value: str | None) -> None:
         raise ConfigError(f"--weights {value}: choose from ema, raw")
 
 
-def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
-
-
-def _table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def _table(out: Console, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(box=None, pad_edge=False, show_header=any(columns))
     for at, column in enumerate(columns):
         table.add_column(column, justify="right" if at > 2 else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+    out.print(table)
 
 
-def _notes(console: Console, notes: Iterable[str]) -> None:
+def _notes(out: Console, notes: Iterable[str]) -> None:
     for note in notes:
-        console.print(Text(f"note: {note}"), soft_wrap=True)
+        out.print(Text(f"note: {note}"), soft_wrap=True)
 
 
 def _exposure(counts: Mapping[str, int] | None) -> str:

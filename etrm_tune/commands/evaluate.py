@@ -146,9 +146,9 @@ def _write(out: Path, results: Mapping[str, Evaluation], test_inputs: dict[str, 
 
 
 def _print_table(results: Mapping[str, Evaluation], baselines: Mapping[str, float]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from etrm_tune.terminal import console
     from trainable.evaluation import PASS_AT
 
     table = Table(box=None, pad_edge=False, show_header=len(results) > 1)
@@ -165,7 +165,7 @@ def _print_table(results: Mapping[str, Evaluation], baselines: Mapping[str, floa
         table.add_row(f"pass@{k}", *cells)
     for name, label in (("accuracy", "tokens right"), ("exact_accuracy", "whole grids right")):
         table.add_row(label, *(_percent(metrics[f"eval/{name}"]) for metrics in columns))
-    Console(width=None if sys.stdout.isatty() else 120).print(table, highlight=False)
+    console().print(table)
     print()
     for name, label in (("copy", "copy the input"), ("background", "all background")):
         tokens, grids = (baselines[f"baseline/{name}_{s}"] for s in ("accuracy", "exact_accuracy"))

@@ -84,7 +84,75 @@ def test_allowed_difference_passes(
     monkeypatch.chdir(tmp_path)
     words = ["overfit/E1a", "--dry-run", "--set", "halt_exploration_prob=0.4"]
     assert run_module.main([*words, "--allow", "halt_exploration_prob"]) == 0
-    assert "must be 0.1" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "allowed in spite of a critical difference" in out and "must be 0.1" in out
+
+
+def test_an_allowed_difference_is_recorded_and_a_rerun_takes_it_from_the_plan(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import analysis
+    from analysis.derived import decisions_json
+    from etrm_tune.command import How, prepare, write_plan
+    from etrm_tune.plan import Options
+    from etrm_tune.preflight import Files
+    from etrm_tune.run_folder import RunFolder
+
+    monkeypatch.chdir(tmp_path)
+    field, files = "halt_exploration_prob", Files()
+    options = Options("overfit/E1a", "laptop", settings={field: 0.4})
+    for name, asked, allow in (
+        ("mine", options, (field,)),
+        ("none", Options("overfit/E1a", "laptop"), ()),
+    ):
+        folder = RunFolder(f"runs/{name}")
+        with folder.locked():
+            write_plan(folder, prepare(asked, folder, How(allow=allow), files))
+    (one,) = json.loads(Path("runs/mine/plan.json").read_text())["accepted"]
+    assert (one["field"], one["value"], one["reference"]) == (field, 0.4, 0.1)
+    assert one["trials"] == ["overfit-E1a-s0"] and one["why"].startswith("must be 0.1")
+    assert json.loads(Path("runs/none/plan.json").read_text())["accepted"] == []
+
+    assert run_module.main(["overfit/E1a", "--name", "mine", "--dry-run"]) == 0
+    assert "allowed in spite of" in capsys.readouterr().out
+    child = Options(
+        "overfit/E1a", "laptop", "2026-01-21", 1, settings={field: 0.4}, parent="../mine"
+    )
+    found = prepare(child, RunFolder("runs/child"), How(), files)
+    assert field in [note.option for _, note in found.notes]
+    assert "--allow" in failing(capsys, "overfit/E1a", "--set", f"{field}=0.4", "--dry-run")
+
+    run = analysis.load(Path("runs/mine"))
+    told = f"allowed in spite of a critical difference: {field} 0.4, reference 0.1 (overfit-E1a-s0)"
+    assert told in " ".join(analysis.summary_text(run).split())
+    assert json.loads(decisions_json(run, analysis.decide(run)))["accepted"] == [one]
+    assert "in spite of" not in analysis.summary_text(analysis.load(Path("runs/none")))
+
+
+@pytest.mark.parametrize("columns", [None, 80])
+def test_a_piped_dry_run_is_readable(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    columns: int | None,
+) -> None:
+    """No line is longer than the pipe is wide, and no number or name is cut."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+    words = ["debug/E4_lower_lr,overfit/E2b", "--set", "max_train_groups=4", "--dry-run"]
+    assert run_module.main([*words, "--profile", "laptop"]) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= (columns or 100)
+    assert "…" not in "".join(lines)
+    for trial in ("decoder-trm-s0", "overfit-E2b-s0", "debug-E4_lower_lr-s0"):
+        table, *costs = [line.split() for line in lines if line.startswith(f"  {trial} ")]
+        assert len(table) > 5
+        for cells in costs:  # in 80 columns a long name takes two lines here
+            assert table[3] == cells[1], "steps"
+            assert len(cells) >= 8
+        assert costs or columns == 80
 
 
 def test_rerun_takes_the_plan_and_refuses_another(
