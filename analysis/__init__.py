@@ -14,6 +14,7 @@ from analysis.health import Sign, health, signs
 from analysis.hypotheses import Finding, hypotheses
 from analysis.load import Run, load
 from analysis.paired import Paired, paired
+from analysis.replay import Replay, replay
 from analysis.rows import ResultsError
 from analysis.select import followup
 from analysis.text import summary_text
@@ -24,6 +25,7 @@ __all__ = [
     "Finding",
     "NextStep",
     "Paired",
+    "Replay",
     "ResultsError",
     "Run",
     "Sign",
@@ -37,6 +39,7 @@ __all__ = [
     "next_steps",
     "paired",
     "red_flags",
+    "replay",
     "signs",
     "summary_text",
     "write_derived",

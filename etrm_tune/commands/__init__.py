@@ -9,7 +9,9 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-MODULES: tuple[str, ...] = ("listing", "validate", "following", "checkpoint", "evaluate", "predict")
+MODULES: tuple[str, ...] = (
+    "listing", "validate", "following", "checkpoint", "evaluate", "predict", "report", "replay",
+)  # fmt: skip
 """Modules of this package that are commands."""
 
 

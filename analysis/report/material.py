@@ -1,0 +1,120 @@
+"""What the sections of a report read, gathered once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.compare import comparison_matrix
+from analysis.decide import decide
+from analysis.decision import Decision
+from analysis.load import Run
+from analysis.rows import read_attempts, read_object
+
+MOST = 24
+"""Experiments that charts show, best first; tables show all."""
+BACKGROUND = 12
+"""Faint curves behind a chart, at most."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial: its summary, its curve, its folder."""
+
+    summary: dict[str, Any]
+    curve: pd.DataFrame = field(repr=False)
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        """``overfit-E1a-s0``."""
+        return str(self.summary["trial_id"])
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a rule ended it."""
+        return self.summary["status"] == "stopped"
+
+    @property
+    def budget(self) -> float:
+        """Planned epochs; NaN when unknown."""
+        return number(self.summary.get("config/epochs"))
+
+    def values(self, metric: str) -> tuple[list[float], list[float]]:
+        """(epochs, values) of the rows that measured `metric`."""
+        if metric not in self.curve or "epoch" not in self.curve:
+            return [], []
+        rows = self.curve[["epoch", metric]].dropna()
+        return rows["epoch"].astype(float).tolist(), rows[metric].astype(float).tolist()
+
+    @cached_property
+    def start(self) -> dict[str, Any]:
+        """First line of the last attempt."""
+        attempts = read_attempts(self.folder, []) if self.folder.is_dir() else []
+        return dict(attempts[-1].start) if attempts else {}
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """result.json; empty where there is none."""
+        return read_object(self.folder / "result.json") or {}
+
+
+@dataclass(frozen=True)
+class Material:
+    """A run with what follows from it."""
+
+    run: Run
+    matrix: pd.DataFrame
+    decisions: list[Decision]
+    trials: list[Trial]
+
+    @classmethod
+    def of(cls, run: Run) -> Material:
+        """Compare, decide, and split the curves by trial."""
+        folders = dict(zip(run.plans, run.paths, strict=True))
+        curves = {
+            (str(curve["run"].iloc[0]), str(curve["trial_id"].iloc[0])): curve
+            for _, curve in run.curves.groupby(["run", "trial_id"], sort=False)
+        }
+        trials = []
+        for summary in run.trials.to_dict("records"):
+            key = str(summary["run"]), str(summary["trial_id"])
+            folder = folders[key[0]] / "trials" / key[1]
+            values = {str(name): value for name, value in summary.items()}
+            trials.append(Trial(values, curves.get(key, pd.DataFrame()), folder))
+        return cls(run, comparison_matrix(run), decide(run), trials)
+
+    @property
+    def experiments(self) -> list[str]:
+        """Experiments in charts, best first."""
+        return [str(name) for name in self.matrix["experiment"]][:MOST]
+
+    @property
+    def left_out(self) -> str:
+        """Says so when there are more experiments than charts."""
+        more = len(self.matrix) - MOST
+        return f" Charts show the best {MOST}; {more} more are in the tables." if more > 0 else ""
+
+    def seeds(self, experiment: str) -> list[Trial]:
+        """The arms of one experiment."""
+        return [t for t in self.arms if t.summary["experiment"] == experiment]
+
+    @property
+    def arms(self) -> list[Trial]:
+        """Every trial that is no decoder."""
+        return [t for t in self.trials if t.summary["role"] != "decoder"]
+
+
+def number(value: Any) -> float:
+    """A finite or infinite number as it is; NaN for anything else."""
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def short(experiment: str) -> str:
+    """``overfit/E1a`` → ``E1a``."""
+    return experiment.partition("/")[2] or experiment
