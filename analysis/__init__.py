@@ -14,7 +14,8 @@ from analysis.health import Sign, health, signs
 from analysis.hypotheses import Finding, hypotheses
 from analysis.load import Run, load
 from analysis.paired import Paired, paired
-from analysis.replay import Replay, replay
+from analysis.replay import replay
+from analysis.replayed import Replay
 from analysis.rows import ResultsError
 from analysis.select import followup
 from analysis.text import summary_text

@@ -139,10 +139,8 @@ def replay(
     if not curves:
         raise ResultsError("no arm has reported yet: replay a run whose arms have rows")
     budget = max(curve.budget for curve in curves)
-    if isinstance(rule, str):
-        rules: tuple[Rule, ...] = (named_rule(rule, budget),)
-    else:
-        rules = tuple(rule) if isinstance(rule, Sequence) else (rule,)
+    given = named_rule(rule, budget) if isinstance(rule, str) else rule
+    rules: tuple[Rule, ...] = tuple(given) if isinstance(given, Sequence) else (given,)
     full = [curve for curve in curves if curve.full and not math.isnan(curve.final)]
     winner = max(full, key=lambda curve: curve.final) if full else None
     stops = _play(curves, fresh_rule(curves, rules), _as_recorded(curves))

@@ -92,7 +92,8 @@ class Replay:
         told = asdict(self)
         del told["orders"]
         told |= {"n_orders": len(self.orders), "saved": self.saved, "lost": self.lost}
-        return _finite(told | {"regret": self.regret})
+        plain: dict[str, Any] = _finite(told | {"regret": self.regret})
+        return plain
 
     def text(self) -> str:
         """Lines for a terminal."""

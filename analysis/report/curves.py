@@ -73,7 +73,9 @@ def halting(material: Material) -> Section:
         "step: the trial never halts by itself. All at the first: it stops at once."
     )
     body = charts(figures, "No halting histogram was recorded (train/steps_hist).") + note(text)
-    means = _per_experiment(material, ("train/steps",), "mean ACT steps")
+    limits = [number(v) for v in material.matrix["halt_max_steps"]]
+    most = max([v for v in limits if not math.isnan(v)], default=16.0)
+    means = _per_experiment(material, ("train/steps",), "mean ACT steps", y_range=(0.0, most))
     if any(means):
         body += "<h3>Mean ACT steps over time</h3>" + charts(means, "")
     return Section("halting", "Halting", body)
@@ -111,6 +113,7 @@ def q_head(material: Material) -> Section:
                 alt=f"Q-head accuracy of {name} over epochs, dotted its base rate",
                 x_name="epochs",
                 y_format=percent,
+                y_range=(0.0, 1.0),
             ),
             short(name),
             "solid: Q-head, dotted: always guessing",
@@ -144,7 +147,7 @@ def gradients(material: Material) -> Section:
         dashes=(0, 2),
     )
     alike = _per_experiment(
-        material, ("encoder/similarity",), "similarity of contexts", dashes=(0,)
+        material, ("encoder/similarity",), "similarity of contexts", y_range=(-1.0, 1.0)
     )
     parts = ["<h3>Gradients</h3>", charts(norms, "No gradient norm was recorded.")]
     parts += ["<h3>Encoder</h3>", charts(spread, "No encoder output was recorded.")]
@@ -221,6 +224,7 @@ def _per_experiment(
     *,
     log: bool = False,
     dashes: Sequence[int] | None = None,
+    y_range: tuple[float, float] | None = None,
 ) -> list[str]:
     """A chart of `metrics` for each experiment."""
     figures = []
@@ -235,6 +239,7 @@ def _per_experiment(
             alt=f"{what} of {name} over epochs",
             x_name="epochs",
             y_format=show_number,
+            y_range=y_range,
             log=log,
         )
         figures.append(figure(svg, short(name), what))

@@ -38,7 +38,7 @@ class Trial:
     @property
     def stopped(self) -> bool:
         """Whether a rule ended it."""
-        return self.summary["status"] == "stopped"
+        return bool(self.summary["status"] == "stopped")
 
     @property
     def budget(self) -> float:

@@ -19,6 +19,9 @@ from analysis.report.svg import Point, scatter_chart
 from analysis.report.svg import number as show_number
 from analysis.text import TITLES, evidence, show_controls, show_matrix, what_was_run
 
+NEGATIVE = ("not raised", "does not hold")
+"""Verdicts of red flags and scenarios that are not the case: folded away."""
+
 
 def what_run(material: Material) -> Section:
     """Revision, profile, machine, versions, data, seeds, exposure."""
@@ -63,13 +66,14 @@ def decision(material: Material) -> Section:
     points = list(dict.fromkeys(one.after for one in material.decisions))
     for point in points:
         here = [d for d in material.decisions if d.after == point and not d.raised]
-        told = [one for one in here if one.decided and one.kind not in ("red flag", "scenario")]
+        told = [one for one in here if one.decided and one.verdict not in NEGATIVE]
         rest = [one for one in here if one not in told]
         parts.append(f"<h3>{escape(TITLES.get(point, 'Decisions'))}</h3>")
-        parts.append(_cards(told) if told else paragraph("Nothing was decided."))
+        if told:
+            parts.append(_cards(told))
         if rest:
             lines = [f"{d.name}: {d.verdict}. {d.text}" for d in rest]
-            many = f"{len(rest)} not decided, not raised, or scenarios"
+            many = f"{len(rest)} not decided, not raised, or not the case"
             parts.append(f"<details><summary>{many}</summary>{items(lines)}</details>")
     if not material.decisions:
         parts.append(paragraph("No rule speaks about these experiments."))
@@ -85,13 +89,14 @@ def comparison(material: Material) -> Section:
         at = list(shown.columns).index("accuracy") + 1
         shown.insert(at, "interval", "–")
     shown["wall time"] = material.matrix["wall_s"].map(minutes)
-    shown["notes"] = material.matrix["notes"]
+    pairs = zip(material.matrix["experiment"], material.matrix["notes"], strict=True)
+    notes = items(f"{name}: {said}" for name, said in pairs if said)
     text = (
         f"accuracy, held-out, trivial: tokens; exact: whole grids; steps: mean ACT steps; to 90 %: "
         f"optimizer steps. Training values are means over the last 10 % of steps. Interval: of the "
         f"mean over n seeds, 95 %, bootstrap, in percent (– with one seed). Counted: {INCLUSION}."
     )
-    return Section("matrix", "Comparison", table(shown) + note(text))
+    return Section("matrix", "Comparison", table(shown) + notes + note(text))
 
 
 def controls(material: Material) -> Section:

@@ -66,7 +66,7 @@ padding:.6rem .8rem;break-inside:avoid;overflow-wrap:anywhere}
 .card .v{font-weight:600}.yes .v{color:var(--good)}.no .v{color:var(--bad)}
 .next{border:2px solid var(--c0);border-radius:.4rem;padding:.6rem .9rem;margin:1rem 0}
 .puzzle{border-top:1px solid var(--line);padding:.7rem 0;break-inside:avoid}
-.grids{display:flex;flex-wrap:wrap;gap:.6rem .8rem;align-items:flex-end}
+.grids{display:flex;flex-wrap:wrap;gap:.6rem .8rem;align-items:flex-start}
 .grids figure{max-width:100%}
 .grids figcaption{font-size:.78rem;line-height:1.25}
 .grids svg{width:auto;max-width:100%}
@@ -74,7 +74,7 @@ padding:.6rem .8rem;break-inside:avoid;overflow-wrap:anywhere}
 border-right:1px solid var(--line)}
 details{margin:.5rem 0}summary{cursor:pointer;color:var(--link)}
 @media (max-width:34rem){body{font-size:15px}dl.facts{grid-template-columns:1fr;gap:0}
-dl.facts dd{margin-bottom:.35rem}h2{margin-top:1.7rem}}
+dl.facts dd{margin-bottom:.35rem}td.w{min-width:11rem}h2{margin-top:1.7rem}}
 @media print{body{max-width:none;padding:0;font-size:10pt;-webkit-print-color-adjust:exact;
 print-color-adjust:exact}nav{display:none}h2{break-after:avoid}.scroll{overflow:visible}
 table{font-size:8pt}a{color:inherit;text-decoration:none}details>*{display:block}}

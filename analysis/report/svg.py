@@ -17,6 +17,8 @@ WIDTH, HEIGHT = 340, 200
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 34
 POINTS = 160
 """Points of a line at most: more are not visible at this size."""
+DECADES = 6
+"""Of a logarithmic axis, at most: what is lower lies on its floor."""
 
 Format = Callable[[float], str]
 
@@ -76,7 +78,9 @@ def number(value: float) -> str:
     """Three digits, thousands as k."""
     if abs(value) >= 1e6:
         return f"{value / 1e6:.3g} M"
-    return f"{value / 1e3:.3g} k" if abs(value) >= 1e4 else f"{value:.3g}"
+    if abs(value) >= 1e3:
+        return f"{value / 1e3:.3g} k"
+    return f"{value:.3g}"
 
 
 def lines_chart(
@@ -98,6 +102,8 @@ def lines_chart(
     xs, ys = [x for x, _ in known], [y for _, y in known]
     across = _axis(0.0, max([*xs, *rungs]), LEFT, WIDTH - RIGHT)
     low, high = y_range or (min(ys), max(ys))
+    if log:
+        low = max(low, high * 10.0**-DECADES)
     if y_range is None and not log and low > 0 and low < 0.6 * high:
         low = 0.0
     up = _axis(low, high, HEIGHT - BOTTOM, TOP, log=log)

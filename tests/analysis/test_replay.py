@@ -13,7 +13,7 @@ from synthetic_runs import FolderWriter, phase1, rows
 import analysis
 from analysis.replay import read_curves, recorded_decisions, spearman, value_at
 from etrm_tune.commands import replay as command
-from search_spaces.stopping import Bar, Halving, StoppingRule
+from search_spaces.stopping import Bar, Halving, Rule, StoppingRule
 
 
 def late_riser(path: Path) -> FolderWriter:
@@ -67,7 +67,7 @@ def test_replay_equals_the_live_rule_on_the_same_rows(tmp_path: Path) -> None:
                 row["train/accuracy"] = None
         writer.attempt(folder, 1, curve[:22])
         writer.attempt(folder, 2, curve[15:], resumed_from=150, end="finished")
-    rules = [Bar(), Halving(2, (250.0, 750.0))]
+    rules: list[Rule] = [Bar(), Halving(2, (250.0, 750.0))]
     live = StoppingRule(rules, budget=1000, metric="train/accuracy")
     seen: list[tuple[float, str, dict[str, Any]]] = []
     for at in range(3):
