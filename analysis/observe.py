@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.compare import BASELINES, CONTROLS, best_of, treatment
 from analysis.load import Run
-from analysis.margins import CONTROL_MARGIN, GENERALISES
+from analysis.margins import CONTROL_MARGIN, GENERALISES, GRID_MARGIN
 from analysis.statistics import bootstrap_interval
 from search_spaces.rules import CONFIDENCE
 
@@ -103,9 +103,10 @@ def percent(value: float) -> str:
     """``93.1 %``; more digits where one would round onto a whole percent; ``?`` for NaN."""
     if math.isnan(value):
         return "?"
-    text = f"{100 * value:.1f}"
-    if text.endswith(".0") and abs(100 * value - float(text)) > 1e-7:
-        text = f"{100 * value:.3f}"
+    for digits in (1, 2, 3):
+        text = f"{100 * value:.{digits}f}"
+        if float(text) % 1 or abs(100 * value - float(text)) < 1e-7:
+            break
     return f"{text} %"
 
 
@@ -187,8 +188,8 @@ def _controls(name: str, trials: pd.DataFrame) -> str:
     numbers = (
         f"tokens {percent(tokens)} against {percent(tokens_control)} with the best control"
         f"{_which(trials, 'accuracy')}, grids {percent(grids)} against {percent(grids_control)}"
-        f"{_which(trials, 'exact_accuracy')}, margin "
-        f"{100 * CONTROL_MARGIN:g} points"
+        f"{_which(trials, 'exact_accuracy')}, margins "
+        f"{100 * CONTROL_MARGIN:g} and {100 * GRID_MARGIN:g} points"
     )
     if read:
         return f"{name}: the demonstrations are used ({numbers})"
@@ -203,9 +204,11 @@ def _which(trials: pd.DataFrame, metric: str) -> str:
 
 
 def _reads(trials: pd.DataFrame) -> bool | None:
-    pairs = [controls_gap(trials, metric) for metric in ("accuracy", "exact_accuracy")]
-    gaps = [normal - control for normal, control in pairs if not math.isnan(normal - control)]
-    return any(round(gap, 9) > CONTROL_MARGIN for gap in gaps) if gaps else None
+    margins = {"accuracy": CONTROL_MARGIN, "exact_accuracy": GRID_MARGIN}
+    pairs = {metric: controls_gap(trials, metric) for metric in margins}
+    gaps = {metric: normal - control for metric, (normal, control) in pairs.items()}
+    known = {metric: gap for metric, gap in gaps.items() if not math.isnan(gap)}
+    return any(round(gap, 9) > margins[m] for m, gap in known.items()) if known else None
 
 
 def _mean(trials: pd.DataFrame, column: str) -> float:

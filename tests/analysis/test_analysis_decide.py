@@ -14,7 +14,7 @@ import search_spaces
 from analysis import Decision
 from analysis.compare import by_bar, treatment
 from analysis.decide import next_step
-from analysis.margins import CONTROL_MARGIN, GENERALISES
+from analysis.margins import CONTROL_MARGIN, GRID_MARGIN, GENERALISES
 from analysis.observe import percent
 from analysis.steps import command
 from search_spaces import rules
@@ -356,9 +356,9 @@ def test_two_revisions_are_not_decided_together(tmp_path: Path) -> None:
 def test_the_margin_over_the_controls(tmp_path: Path) -> None:
     for number, (tokens, grids, read) in enumerate(
         [
-            (0.72 + CONTROL_MARGIN, 0.03 + CONTROL_MARGIN, False),
+            (0.72 + CONTROL_MARGIN, 0.03 + GRID_MARGIN, False),
             (0.72 + CONTROL_MARGIN + 0.001, 0.0, True),
-            (0.5, 0.03 + CONTROL_MARGIN + 0.001, True),
+            (0.5, 0.03 + GRID_MARGIN + 0.001, True),
             (0.6, 0.0, False),
         ]
     ):
@@ -369,7 +369,7 @@ def test_the_margin_over_the_controls(tmp_path: Path) -> None:
         refused = "this accuracy does not show that the demonstrations are read"
         assert (refused not in said) == read, said
         assert (refused not in decided(writer.path)["E1a"].text) == read
-        assert "72.0 %" in said and "margin 2 points" in said
+        assert "72.0 %" in said and "margins 2 and 6 points" in said
 
 
 def test_without_controls_nothing_is_claimed(tmp_path: Path) -> None:
