@@ -14,7 +14,7 @@ import search_spaces
 from analysis import Decision
 from analysis.compare import by_bar, treatment
 from analysis.decide import next_step
-from analysis.margins import CONTROL_MARGIN, GRID_MARGIN, GENERALISES
+from analysis.margins import CONTROL_MARGIN, GENERALISES, GRID_MARGIN
 from analysis.observe import percent
 from analysis.steps import command
 from search_spaces import rules
