@@ -234,6 +234,8 @@ def status_command(args: argparse.Namespace) -> int:
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     words = list(sys.argv[1:] if words is None else words)
+    if words[:2] == ["run", "search"]:
+        words = words[1:]
     again = words if words[:1] and words[0] in FOLLOWING else words[1:]
     return guarded(build_parser(), words, again=again)
 

@@ -10,10 +10,11 @@ import contextlib
 import logging
 import math
 import shutil
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ray import tune
 from ray.tune.experiment import Trial
@@ -24,7 +25,9 @@ from etrm_tune.plan import Plan, PlannedTrial
 from etrm_tune.resources import Allotment
 from etrm_tune.run_folder import FINAL, RunFolder, RunFolderError
 from etrm_tune.scheduler import RuleScheduler, our_id
+from etrm_tune.search_feed import Feed
 from etrm_tune.session import Signals, new_owner
+from search_spaces.schedulers import place
 from search_spaces.stopping import StoppingRule, phase_rule
 from trainable.attempts import begin_attempt, last_attempt
 from trainable.ray_adapter import ACCURACY, TRAIN_FUNCTION, RayTrial, TrialSpec
@@ -75,6 +78,16 @@ def settle(folder: RunFolder, trial: PlannedTrial, *, retry_failed: bool) -> str
     return status
 
 
+class Source(Protocol):
+    """Where the arms of a search come from, beside those that are planned already."""
+
+    def more(self) -> bool:
+        """Whether it may have another one."""
+
+    def grow(self, statuses: Mapping[str, str]) -> list[PlannedTrial]:
+        """The next arms, written into the run folder; empty when there are no more."""
+
+
 @dataclass
 class Conductor:
     """One command's work on one locked run folder."""
@@ -89,6 +102,7 @@ class Conductor:
     train: str = TRAIN_FUNCTION
     stop_rule: Callable[[Sequence[PlannedTrial]], StoppingRule | None] | None = None
     clock: Clock | None = None
+    source: Source | None = None
 
     def __post_init__(self) -> None:
         self.statuses: dict[str, str] = {}
@@ -97,7 +111,8 @@ class Conductor:
         """Settle what earlier runs left; True when there is something to run."""
         for trial in self.plan.trials:
             self._set(trial, settle(self.folder, trial, retry_failed=self.retry_failed))
-        return any(self._to_do(stage) for stage in self.plan.stages)
+        left = any(self._to_do(stage) for stage in self.plan.stages)
+        return left or (self.source is not None and self.source.more())
 
     def run(self) -> None:
         """Run every stage. Needs a running Ray. Raises `Interrupted` on a signal."""
@@ -105,7 +120,7 @@ class Conductor:
             self.clock.begin([i for i, status in self.statuses.items() if status in FINAL])
         for stage in self.plan.stages:
             trials = self._to_do(stage)
-            if trials:
+            if trials or self._grows(stage):
                 self._run_stage(stage, trials)
             self.signals.check()
 
@@ -119,6 +134,9 @@ class Conductor:
 
     def _to_do(self, stage: Sequence[PlannedTrial]) -> list[PlannedTrial]:
         return [t for t in stage if self.statuses[t.trial_id] in ("pending", "interrupted")]
+
+    def _grows(self, stage: Sequence[PlannedTrial]) -> bool:
+        return self.source is not None and stage[0].role == "arm" and self.source.more()
 
     def _set(self, trial: PlannedTrial, status: str) -> None:
         self.statuses[trial.trial_id] = status
@@ -162,53 +180,94 @@ class Conductor:
             rule = phase_rule(max(budgets.values()), budgets, metric=ACCURACY)
         if rule is None:
             return None
+        reports = []
         for trial in stage:
             for row in self.folder.rows(trial.trial_id):
                 value = row.get(ACCURACY)
                 if ACCURACY in row and value is None:  # NaN is null in the file
                     value = math.nan
-                decision = rule.on_report(trial.trial_id, float(row["epoch"]), value)
-                if decision.stop:
-                    if self.statuses[trial.trial_id] in ("pending", "interrupted"):
-                        self.finish(trial, "stopped", decision.reason)
-                    break
+                told = float(row.get("time") or 0.0)
+                reports.append((told, trial.trial_id, float(row["epoch"]), value))
+        stopped = place(rule, reports)
+        for trial in stage:
+            reason = stopped.get(trial.trial_id)
+            if reason and self.statuses[trial.trial_id] in ("pending", "interrupted"):
+                self.finish(trial, "stopped", reason)
         return rule
+
+    def _begin(self, trial: PlannedTrial, owner: str, scratch: Path, allotment: Allotment) -> str:
+        """Begin an attempt of a trial; returns its `TrialSpec` as JSON."""
+        home = self.folder.trial(trial.trial_id)
+        attempt = begin_attempt(home, owner)
+        self.folder.write_status(trial.trial_id, self.statuses[trial.trial_id], "", attempt=attempt)
+        return TrialSpec(
+            trial_id=trial.trial_id,
+            out_dir=str(home),
+            config=trial.config.model_dump(mode="json"),
+            owner=owner,
+            num_workers=allotment.workers,
+            worker_resources=allotment.worker_resources,
+            max_failures=WORKER_RESTARTS,
+            storage=str(scratch),
+            train=self.train,
+        ).to_json()
+
+    def _adopt(self, trial: PlannedTrial, rule: StoppingRule | None) -> None:
+        """Take a trial that a search has just planned into this run."""
+        self.plan = replace(self.plan, trials=(*self.plan.trials, trial))
+        self.statuses[trial.trial_id] = "pending"
+        self.table.add(trial)
+        if rule is not None:
+            rule.expect(trial.trial_id, trial.config.epochs)
 
     def _run_stage(self, stage: Sequence[PlannedTrial], trials: Sequence[PlannedTrial]) -> None:
         rule = self._rule(stage)
         ready = [r for t in trials if t in self._to_do(stage) and (r := self._ready(t))]
-        if not ready:
-            return
+        growing = self._grows(stage)
+        if not ready and (trials or not growing):
+            # Nothing left, or all of it waits for a decoder, as whatever comes would.
+            blocked = any(self.statuses[t.trial_id] == "pending" for t in trials)
+            if blocked or not growing:
+                return
         allotment = self.allotments[stage[0].role]
         owner = new_owner()
         scratch = self.folder.path / "ray" / owner
         scratch.mkdir(parents=True)
-        specs = {}
-        for trial in ready:
-            home = self.folder.trial(trial.trial_id)
-            attempt = begin_attempt(home, owner)
-            self.folder.write_status(
-                trial.trial_id, self.statuses[trial.trial_id], "", attempt=attempt
-            )
-            specs[trial.trial_id] = TrialSpec(
-                trial_id=trial.trial_id,
-                out_dir=str(home),
-                config=trial.config.model_dump(mode="json"),
-                owner=owner,
-                num_workers=allotment.workers,
-                worker_resources=allotment.worker_resources,
-                max_failures=WORKER_RESTARTS,
-                storage=str(scratch),
-                train=self.train,
-            ).to_json()
+
+        def begin(trial: PlannedTrial) -> str:
+            return self._begin(trial, owner, scratch, allotment)
+
         scheduler = RuleScheduler(rule, self.folder.path / "trials")
-        follower = _Follower(self, {t.trial_id: t for t in ready}, scheduler)
+        running = {t.trial_id: t for t in ready}
+        follower = _Follower(self, running, scheduler)
+        queue = deque(ready)
+
+        def take() -> tuple[str, str] | None:
+            """Another arm, now that there is room for it."""
+            if not queue and self.source is not None:
+                found = self.source.grow(self.statuses)
+                for trial in found:
+                    self._adopt(trial, rule)
+                queue.extend(r for t in found if (r := self._ready(t)) is not None)
+            if not queue:
+                return None
+            trial = queue.popleft()
+            running[trial.trial_id] = trial
+            return trial.trial_id, begin(trial)
+
+        if growing:
+            space: dict[str, Any] = {}
+        else:
+            specs = {trial.trial_id: begin(trial) for trial in ready}
+            space = {"trial_id": tune.grid_search(list(specs)), "specs": specs}
         try:
             tuner = tune.Tuner(
                 tune.with_resources(RayTrial, allotment.driver_resources),
-                param_space={"trial_id": tune.grid_search(list(specs)), "specs": specs},
+                param_space=space,
                 tune_config=tune.TuneConfig(
                     scheduler=scheduler,
+                    search_alg=Feed(take) if growing else None,
+                    num_samples=-1 if growing else 1,
                     max_concurrent_trials=allotment.concurrent,
                     reuse_actors=False,  # a reused actor skips `cleanup`
                     trial_name_creator=our_id,
@@ -231,7 +290,7 @@ class Conductor:
             shutil.rmtree(scratch, ignore_errors=True)
             with contextlib.suppress(OSError):
                 scratch.parent.rmdir()
-        for trial in ready:
+        for trial in running.values():
             if self.statuses[trial.trial_id] not in (*FINAL, "failed"):
                 self.finish(trial, "interrupted", "Ray Tune ended before the trial did")
 

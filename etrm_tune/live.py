@@ -127,6 +127,10 @@ class LiveTable:
             self.console.print(Text(self._plain(line)), soft_wrap=True)
         self.refresh(force=changed)
 
+    def add(self, trial: PlannedTrial) -> None:
+        """Show one more trial."""
+        self._lines.setdefault(trial.trial_id, _Line(trial))
+
     def load(self, trial_id: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rows of earlier sessions."""
         line = self._lines[trial_id]

@@ -8,13 +8,14 @@ them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
 from etrm_tune.run_folder import RunFolderError
+from search_spaces.experiment import Experiment
 from search_spaces.profiles import profile_requirements
 from search_spaces.reference import DEFAULT_REVISION
 from search_spaces.registry import resolve_target
@@ -99,6 +100,17 @@ class PlannedTrial:
     """Trial whose final checkpoint is this one's decoder."""
     resolved: Resolved | None = None
 
+    def entry(self) -> dict[str, Any]:
+        """Its line in plan.json."""
+        return {
+            "trial_id": self.trial_id,
+            "name": self.config.name,
+            "seed": self.config.seed,
+            "role": self.role,
+            "identity": self.identity,
+            "needs": self.needs,
+        }
+
     def config_json(self) -> dict[str, Any]:
         """Content of config.json. The decoder's path is left out: it is found again each time."""
         return {
@@ -142,17 +154,7 @@ class Plan:
             "options": asdict(options),
             "parent": options.parent,
             "semantics_version": SEMANTICS_VERSION,
-            "trials": [
-                {
-                    "trial_id": t.trial_id,
-                    "name": t.config.name,
-                    "seed": t.config.seed,
-                    "role": t.role,
-                    "identity": t.identity,
-                    "needs": t.needs,
-                }
-                for t in self.trials
-            ],
+            "trials": [t.entry() for t in self.trials],
             "packages": packages(),
         }
 
@@ -187,8 +189,14 @@ def make_plan(options: Options, sources: Sources) -> Plan:
     The sizes of a given decoder win over the profile's. Raises `ConfigError` for unknown names and
     for what the profile cannot do without, `DataError` and `CheckpointError` for unreadable files.
     """
-    assert options.profile and options.revision and options.seeds, "options are not complete"
+    assert options.revision, "options are not complete"
     experiments = resolve_target(options.target, revision=options.revision)
+    return plan_experiments(experiments, options, sources)
+
+
+def plan_experiments(experiments: Sequence[Experiment], options: Options, sources: Sources) -> Plan:
+    """The plan of these experiments; see `make_plan`."""
+    assert options.profile and options.revision and options.seeds, "options are not complete"
     settings = dict(options.settings)
     if options.data is not None:
         settings |= {"source": "kaggle", "path": str(Path(options.data).absolute())}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from etrm_tune import cli
 from etrm_tune.cli import Parser, add_run_options, guarded
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     words = list(sys.argv[1:] if words is None else words)
+    if words[:1] == ["search"]:  # has options of its own
+        return cli.main(words)
     parser = Parser(prog="python -m etrm_tune.run", description="Run a target, or continue it.")
     add_run_options(parser)
     return guarded(parser, words, again=words)

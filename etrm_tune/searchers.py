@@ -153,9 +153,9 @@ def _distribution(parameter: Parameter) -> optuna.distributions.BaseDistribution
 def _frozen(tried: Tried, question: Question, name: str) -> optuna.trial.FrozenTrial:
     """A point as Optuna keeps it.
 
-    A stopped one is pruned with its last value. Gaussian processes, NSGA-II and searches with several
-    objectives do not read pruned points: to them it is complete with its last values. A point that
-    failed has no value.
+    A stopped one is pruned with its last value. Gaussian processes, NSGA-II and searches with
+    several objectives do not read pruned points: to them it is complete with its last values. A
+    point that failed has no value.
     """
     import optuna
 

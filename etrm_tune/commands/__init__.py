@@ -10,7 +10,8 @@ from importlib import import_module
 from types import ModuleType
 
 MODULES: tuple[str, ...] = (
-    "listing", "validate", "following", "checkpoint", "evaluate", "predict", "report", "replay",
+    "listing", "validate", "following", "search", "checkpoint", "evaluate", "predict", "report",
+    "replay",
 )  # fmt: skip
 """Modules of this package that are commands."""
 
