@@ -137,9 +137,7 @@ LAPTOP = Profile(
         Factor("lr_min_ratio", Fix(0.02), "budget", "cosine to nearly 0: a short run needs it"),
         Factor("epochs", Scale(LAPTOP_BUDGET), "budget", "20,000 to 310"),
         Factor("eval_interval", Scale(Fraction(31, 100)), "budget", "20 evaluations to 1"),
-        Factor(
-            "lr_warmup_steps", Scale(LAPTOP_WARMUP), "budget", "2,000 to 30: a tenth of a run"
-        ),
+        Factor("lr_warmup_steps", Scale(LAPTOP_WARMUP), "budget", "2,000 to 30: a tenth of a run"),
         Factor(
             "freeze_decoder_steps",
             Scale(LAPTOP_FREEZE),

@@ -1,4 +1,4 @@
-"""Checkpoint files made by hand: ours without a training run, and as the public code writes them."""
+"""Checkpoint files made by hand: ours without a training run, and in the public format."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def edit(path: Path, change: Any) -> None:
 
 
 def batch(config: ModelConfig, rows: int = 2) -> dict[str, Tensor]:
-    """Random tokens: 12 x 12 cells in the corner, two demonstrations, the second row's last empty."""
+    """Random tokens: 12 x 12 cells in the corner, two demonstrations, one of them empty."""
     generator = torch.Generator().manual_seed(4)
     side = config.grid_side
 
