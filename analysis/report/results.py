@@ -16,7 +16,6 @@ from analysis.hypotheses import hypotheses
 from analysis.report.material import Material, Trial, number, short
 from analysis.report.page import Section, charts, facts, figure, items, note, paragraph, table
 from analysis.report.svg import Point, scatter_chart
-from analysis.report.svg import number as show_number
 from analysis.text import TITLES, evidence, show_controls, show_matrix, what_was_run
 
 NEGATIVE = ("not raised", "does not hold")
@@ -123,8 +122,7 @@ def pareto(material: Material) -> Section:
             scatter_chart(
                 _points(material, column),
                 alt=f"accuracy against {name}; the Pareto front is filled and joined",
-                x_name=name,
-                x_format=minutes if column == "wall_s" else show_number,
+                x_name=f"{name} (min)" if column == "wall_s" else name,
             ),
             f"Accuracy against {name}",
         )
@@ -247,7 +245,7 @@ def _points(material: Material, cost: str) -> list[Point]:
         if row["n"] > 0 and name in material.experiments:
             points.append(
                 Point(
-                    number(row[cost]),
+                    number(row[cost]) / (60 if cost == "wall_s" else 1),
                     number(row["accuracy"]),
                     short(name),
                     at,
