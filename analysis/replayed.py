@@ -37,7 +37,7 @@ class Order:
     """Share of the recorded training seconds, full curves alone."""
     lost_winner: bool
     regret: float
-    """Final value of the best full curve minus that of the best one kept; all of it when none was."""
+    """Final value of the best full curve minus that of the best kept; all of it when none was."""
 
 
 @dataclass(frozen=True)
