@@ -67,9 +67,7 @@ def test_an_incomplete_batch_ends_a_legacy_iteration(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["etrm", "trm"])
-def test_the_nth_row_is_the_same_for_every_batch_size_and_interval(
-    folder: Path, kind: Any
-) -> None:
+def test_the_nth_row_is_the_same_for_every_batch_size_and_interval(folder: Path, kind: Any) -> None:
     data = ArcData.from_kaggle(folder, options(), kind=kind)
     everything = sum(len(group.rows) for group in data.train_groups)
     streams = []
