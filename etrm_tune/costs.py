@@ -175,7 +175,7 @@ def dry_costs(
             basis = f"as {names[near]}, by operations"
         else:
             measured = from_rate(work, EFFICIENCY * speed, shape.workers)
-            basis = "by the speed of matrix products"
+            basis = "speed of matrix products"
         costs.append(TrialCost(trial.trial_id, trial.role, work, measured, basis, shape.workers))
     return costs
 

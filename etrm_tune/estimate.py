@@ -81,7 +81,8 @@ def show_costs(
     console.print(table)
     for basis, ids in _by_basis(costs).items():
         trials = "all trials" if len(ids) == len(costs) else ", ".join(ids)
-        note(console, f"time {basis}: {trials}")
+        told = basis if basis.startswith(("measured", "as ")) else f"from {basis}"
+        note(console, f"time {told}: {trials}")
     seconds = {cost.trial_id: cost.seconds for cost in costs}
     wall = makespan(plan.stages, seconds, allotments)
     at_once = ", ".join(f"{a.concurrent} {role}s at once" for role, a in allotments.items())
