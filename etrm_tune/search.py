@@ -203,9 +203,7 @@ class Search:
 
     def plan(self) -> Plan:
         """Every trial so far; decoders first, then points in order, each with its seeds."""
-        plan = plan_experiments(
-            [self.experiment(point) for point in self.points], self.options, self.sources
-        )
+        plan = self.planned(self.points)
         order = {point.name: at for at, point in enumerate(self.points)}
         arms = sorted(
             (t for t in plan.trials if t.role == "arm"),
@@ -213,6 +211,11 @@ class Search:
         )
         self.trials = {t.trial_id: t for t in arms}
         return replace(plan, trials=(*(t for t in plan.trials if t.role != "arm"), *arms))
+
+    def planned(self, points: Sequence[SearchPoint]) -> Plan:
+        """The trials of some points, seed by seed, with the decoders that they need."""
+        experiments = [self.experiment(point) for point in points]
+        return plan_experiments(experiments, self.options, self.sources)
 
     def experiment(self, point: SearchPoint) -> Experiment:
         """The experiment of a point."""
@@ -261,8 +264,7 @@ class Search:
             self.folder.update_plan(search=self.to_json())
             return []
         point = self._named(proposal)
-        plan = plan_experiments([self.experiment(point)], self.options, self.sources)
-        plan = plan.with_threads({"decoder": 1} | dict(self.threads))
+        plan = self.planned([point]).with_threads({"decoder": 1, "arm": 1} | dict(self.threads))
         arms = [trial for trial in plan.trials if trial.role == "arm"]
         self.points.append(point)
         self.trials |= {t.trial_id: t for t in arms}
