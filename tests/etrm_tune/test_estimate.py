@@ -90,7 +90,7 @@ def test_what_was_not_measured_follows_by_operations(
     assert found["a-s0"].seconds == pytest.approx(expected)
     monkeypatch.setattr(costs, "measure_shapes", lambda *_: ({}, 1e9))
     slow = dry_costs(plan, allotments(plan))[1]
-    assert slow.basis == "by the speed of matrix products"
+    assert slow.basis == "speed of matrix products"
     assert slow.measured.step_s == pytest.approx(slow.work.step / 5e8)
 
 
