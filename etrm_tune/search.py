@@ -17,7 +17,7 @@ import pandas as pd
 from analysis.metrics import measure
 from etrm_tune.plan import Options, Plan, PlannedTrial, Sources, plan_experiments
 from etrm_tune.run_folder import FINAL, RunFolder, RunFolderError
-from etrm_tune.searchers import Proposal, State, Tried, check_searcher, propose
+from etrm_tune.searchers import Direction, Proposal, State, Tried, check_searcher, propose
 from search_spaces import space
 from search_spaces.experiment import Experiment
 from search_spaces.parameters import Point, Space
@@ -59,7 +59,7 @@ class Objective:
     """What a search looks for."""
 
     name: str
-    direction: str
+    direction: Direction
     unit: str
     value: Callable[[Rows, TrialConfig], float] = field(repr=False)
     """From a trial's rows (at least one) and its configuration; NaN where it was not measured."""
@@ -109,7 +109,12 @@ class SearchOptions:
 
         Raises `RunFolderError` naming the first option that contradicts it.
         """
-        known = {"searcher": "tpe", "objectives": ["accuracy"], "seed": 0, "trials": DEFAULT_TRIALS}
+        known: dict[str, Any] = {
+            "searcher": "tpe",
+            "objectives": ["accuracy"],
+            "seed": 0,
+            "trials": DEFAULT_TRIALS,
+        }
         known |= {"space": self.space} if stored is None else dict(stored)
         for name in ("space", "searcher", "objectives", "seed"):
             said = getattr(self, name)
@@ -179,7 +184,7 @@ class Search:
         return [OBJECTIVES[name] for name in self.asked.objectives or ()]
 
     @property
-    def directions(self) -> tuple[str, ...]:
+    def directions(self) -> tuple[Direction, ...]:
         """``maximize`` or ``minimize``, one per objective."""
         return tuple(one.direction for one in self.objectives)
 

@@ -9,7 +9,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 
-class Feed(Searcher):
+class Feed(Searcher):  # type: ignore[misc]
     """A Tune searcher that decides nothing: `take` gives the next trial's id and specification.
 
     `take` is called only when a trial may start, and None ends the search.

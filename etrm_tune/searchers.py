@@ -40,6 +40,7 @@ sequence is taken instead."""
 GENERATION = "NSGAIISampler:generation"
 """Where Optuna keeps a point's generation."""
 
+Direction = Literal["maximize", "minimize"]
 State = Literal["running", "finished", "stopped", "failed"]
 
 
@@ -75,7 +76,7 @@ class Question:
 
     space: Space
     tried: Sequence[Tried]
-    directions: tuple[str, ...]
+    directions: tuple[Direction, ...]
     """``maximize`` or ``minimize``, one per objective."""
     seed: int
     revision: str
@@ -112,9 +113,11 @@ def _quasi_random(question: Question) -> Iterator[Point]:
     while True:
         for row in sequence.random(32).tolist():
             place = dict(zip(labels, row, strict=True))
-            yield question.space.draw(
-                lambda p, place=place: p.domain.at(place[p.label]), revision=question.revision
-            )
+
+            def suggest(parameter: Parameter, place: dict[str, float] = place) -> Any:
+                return parameter.domain.at(place[parameter.label])
+
+            yield question.space.draw(suggest, revision=question.revision)
 
 
 # Searchers that learn.
@@ -155,7 +158,8 @@ def _frozen(tried: Tried, question: Question, name: str) -> optuna.trial.FrozenT
 
     A stopped one is pruned with its last value. Gaussian processes, NSGA-II and searches with
     several objectives do not read pruned points: to them it is complete with its last values. A
-    point that failed has no value.
+    point that failed has no value, and Optuna's samplers pass over it: it is not tried again, but
+    they do not learn to keep away from its neighbours.
     """
     import optuna
 
@@ -253,7 +257,7 @@ def propose(
     space: Space,
     tried: Sequence[Tried],
     *,
-    directions: Sequence[str] = ("maximize",),
+    directions: Sequence[Direction] = ("maximize",),
     seed: int = 0,
     revision: str = DEFAULT_REVISION,
 ) -> Proposal | None:

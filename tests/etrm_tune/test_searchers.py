@@ -11,7 +11,10 @@ import pytest
 from etrm_tune.searchers import (
     LEARNING,
     Proposal,
+    Question,
+    State,
     Tried,
+    _frozen,
     all_points,
     check_searcher,
     continuous,
@@ -21,6 +24,7 @@ from etrm_tune.searchers import (
 from search_spaces import SPACES, space
 from search_spaces.domains import Choice, Float, Int
 from search_spaces.parameters import Parameter, Space
+from search_spaces.reference import DEFAULT_REVISION
 from trainable.errors import ConfigError
 
 NAMES = ("grid", "random", "quasi-random", "tpe", "gp", "nsga2")
@@ -120,17 +124,26 @@ def test_learning_searchers_beat_chance(name: str) -> None:
     assert sum(abs(lr + 4.5) < 0.5 for lr in late) >= 7, late  # half of the range; chance: 5
 
 
-def test_failed_points_are_not_successes() -> None:
-    """Points that diverge above a rate push the search below it."""
-    where = space("lr")
-    tried: list[Tried] = []
-    while len(tried) < 24:
-        proposal = propose("tpe", where, tried, seed=3)
-        assert proposal is not None
-        lr = proposal.point.values["lr"]
-        good = Tried(proposal.point.values, "finished", (-abs(math.log10(lr) + 4.5),), 1)
-        tried.append(good if lr < 1e-4 else Tried(proposal.point.values, "failed"))
-    assert sum(one.state == "finished" for one in tried[-8:]) >= 5
+@pytest.mark.parametrize("name", LEARNING)
+def test_what_became_of_a_point_is_told_as_such(name: str) -> None:
+    """Optuna's samplers pass over failed points: they are not successes, and warn of nothing."""
+    where = space("halting")
+    question = Question(where, [], ("maximize",), 0, DEFAULT_REVISION)
+    values = {"halt_max_steps": 8}
+
+    def told(state: State, *objectives: float) -> tuple[str, list[float] | None, list[float]]:
+        found = _frozen(Tried(values, state, objectives, 50), question, name)
+        seen = list(found.intermediate_values.values())
+        return found.state.name, found.values, seen
+
+    assert told("failed") == ("FAIL", None, [])
+    assert told("running") == ("RUNNING", None, [])
+    assert told("finished", 0.7) == ("COMPLETE", [0.7], [])
+    assert told("finished", math.nan) == ("FAIL", None, [])
+    if name == "tpe":
+        assert told("stopped", 0.3) == ("PRUNED", None, [0.3])
+    else:
+        assert told("stopped", 0.3) == ("COMPLETE", [0.3], [])
 
 
 @pytest.mark.parametrize(
