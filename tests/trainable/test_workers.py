@@ -51,6 +51,9 @@ def trials(folder: Path) -> dict[str, TrialConfig]:
             **common | {"steps": FEW},
         ),
         "trm": tiny(folder, kind="trm", **common),
+        "bfloat16": tiny(
+            folder, forward_dtype="bfloat16", lr=1e-5, **common | {"steps": FEW, "log_interval": 1}
+        ),
         "exploring": tiny(folder, **(common | {"halt_exploration_prob": 1.0, "steps": 1})),
     }
 
@@ -117,9 +120,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return found
 
 
-NAMES = ["etrm", "variational", "cached", "online", "recurrent", "trm", "exploring"]
+NAMES = ["etrm", "variational", "cached", "online", "recurrent", "trm", "bfloat16", "exploring"]
 # An unnormalised, sampled context amplifies rounding (9e-6 relative in the first gradient already).
-GRADIENT = {"variational": 1e-5}
+# In bfloat16 (8 bits of mantissa) sums depend on how many rows a product has: 1.3e-2 measured.
+GRADIENT = {"variational": 1e-5, "bfloat16": 3e-2}
+LOSS = {"bfloat16": 1e-2}
+FIRST_ROW = {"bfloat16": 5e-2}
 
 
 def firsts(out: Path, name: str, world: int) -> list[dict[str, torch.Tensor]]:
@@ -149,12 +155,13 @@ def test_rows_are_those_of_one_worker(runs: Any, name: str) -> None:
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
         assert (a["samples"], a["epoch"]) == (b["samples"], b["epoch"])
-        assert b["train/loss"] == pytest.approx(a["train/loss"], abs=1e-3)
+        assert b["train/loss"] == pytest.approx(a["train/loss"], abs=LOSS.get(name, 1e-3))
         assert b.get("train/steps") == pytest.approx(a.get("train/steps"))
     first, last = two[0], two[-1]
     for key in first:
         if key.startswith(("encoder/", "grad/", "train/")) and first[key] is not None:
-            assert first[key] == pytest.approx(one[0][key], rel=1e-3, abs=1e-4), key
+            close = FIRST_ROW.get(name, 1e-3)
+            assert first[key] == pytest.approx(one[0][key], rel=close, abs=close / 10), key
     for key in ("eval/rows", "eval/scheduled", "eval/answered", "eval/num_aug"):
         assert last[key] == one[-1][key], key
     assert last["eval/rows"] == 6
