@@ -163,27 +163,34 @@ class Command:
 
 
 class Killer:
-    """Kills `left` processes, at random moments of `training_s` and `session_s` seconds."""
+    """Kills `left` processes, at random moments of a session.
+
+    Args:
+        watch: knows the processes.
+        left: kills to come.
+        training_s: seconds from the first row to the last in an undisturbed run.
+        session_s: seconds of that run in all.
+    """
 
     def __init__(self, watch: Watch, left: int, training_s: float, session_s: float) -> None:
         self.watch, self.left = watch, left
-        self.training_s, self.session_s = training_s, session_s
+        self.spans = {WORKER: training_s, TRIAL: training_s, MAIN: session_s}
         self.random = random.Random(SEED)
         self.done: list[str] = []
 
     def attend(self, session: subprocess.Popen[bytes]) -> int:
         """Kill within one session until it ends; returns its exit code."""
         hits = dict.fromkeys(RESTARTS, 0)
-        fresh = True
         while self.left > 0 and session.poll() is None:
             kind = self.random.choice([WORKER, TRIAL, MAIN])
             if kind != MAIN and hits[kind] == RESTARTS[kind]:
                 kind = MAIN
+            # Two thirds within training, the others from the victim's own first moment on.
+            since = self.random.choice([kind, WORKER, WORKER])
             share = self.random.random()
-            span = self.session_s if kind == MAIN and fresh else self.training_s
-            if not self._target(kind, session):
+            if not self._target(since, session):
                 break
-            self._pass(share * span, session)
+            self._pass(share * self.spans[since], session)
             victims = self.watch.victims(kind, session.pid)
             if not victims or session.poll() is not None:
                 continue
@@ -193,7 +200,6 @@ class Killer:
                 continue
             self.left -= 1
             self.done.append(kind)
-            fresh = False
             if kind == MAIN:
                 break
             hits[kind] += 1
@@ -242,6 +248,7 @@ def test_random_kills_change_nothing(tmp_path: Path, puzzles: Path, watch: Watch
         name = f"disturbed-{attempt}"
         while (code := killer.attend(command.begin(name))) == -signal.SIGKILL:
             pass
+        print(f"{name}: killed {killer.done}")
         told = f"kills: {', '.join(killer.done)}\n{command.output(name).read_text()}"
         assert code == 0, told
         run = analysis.load(command.path(name))
