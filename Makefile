@@ -1,4 +1,5 @@
 # make phase1   set up .venv and run phase 1 of the plan
+# make docs     the documentation with its reference as HTML, in build/docs
 # make test     set up .venv, lint, check types, run the quick tests
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -10,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install phase1 test test-slow lint types format bench clean
+.PHONY: help install phase1 docs test test-slow lint types format bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -34,10 +35,13 @@ phase1: $(VENV)/installed
 	@$(BIN)/python -m etrm_tune.run phase1 $(ARGS)
 
 test: lint types
-	$(BIN)/python -m pytest -m "not slow" -q
+	$(BIN)/python -m pytest -m "not slow" -q -n auto --dist worksteal
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow -q
+
+docs: $(VENV)/installed
+	@$(BIN)/python docs/build.py build/docs
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from analysis.compare import comparison_matrix
 from analysis.decide import decide, next_step, next_steps, red_flags
 from analysis.decision import Decision, NextStep
 from analysis.derived import write_derived
+from analysis.fixed import values_at
 from analysis.health import Sign, health, signs
 from analysis.hypotheses import Finding, hypotheses
 from analysis.load import Run, load
@@ -43,5 +44,6 @@ __all__ = [
     "replay",
     "signs",
     "summary_text",
+    "values_at",
     "write_derived",
 ]

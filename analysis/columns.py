@@ -104,11 +104,25 @@ TRIALS: tuple[Column, ...] = (
     ),
     Column("eval/*", "float", "share, count for scheduled and num_aug", _NO_EVAL, "last value"),
     Column("eval_raw/*", "float", "as eval/*", "not asked for", "the same with raw weights"),
+    Column(
+        "control/q_*",
+        "float",
+        "share",
+        _NO_CONTROL,
+        "calibration of the Q-head on the training puzzles, last row; see eval/q_* of the curves",
+    ),
     Column("control/*", "float", "share", _NO_CONTROL, "demonstration controls, last row"),
+    Column("drift/*", "float", "see curves", "no pretrained decoder", "last value"),
     Column("baseline/*", "float", "share", _NO_CONTROL, "trivial baselines, last row"),
     Column("interface/*", "float", "see architecture", "no puzzle table", "last value"),
     Column("result/*", "float", "as recorded", "not recorded", "other numbers of result.json"),
     Column("config/*", "any", "as configured", _NO_CONFIG, "one column per flat option"),
+)
+
+_CALIBRATION = (
+    "calibration of the Q-head: q_rows/k, share of rows whose halting probability lies in tenth k; "
+    "q_right/k, share of them that are right (NaN without any); q_halt_calibration_error, mean "
+    "distance of the two, by rows"
 )
 
 CURVES: tuple[Column, ...] = (
@@ -119,10 +133,20 @@ CURVES: tuple[Column, ...] = (
     Column("samples", "float", "rows that began an ACT run", "not written", "samples seen"),
     Column("time", "float", "s since 1970", "not written", "when the row was written"),
     Column("wall_s", "float", "s", "not written", "training seconds over all attempts"),
+    Column("reason", "str", "", "the report reached no rung", "why it went on, copied or stopped"),
     *(
         Column(f"{family}/*", "float", unit, "not measured at this row, or not a number", meaning)
         for family, unit, meaning in (
             ("train", "share, loss per row, ACT steps, rate", "mean since the last row"),
+            ("eval/q_rows", "share", _CALIBRATION),
+            ("eval/q_right", "share", _CALIBRATION),
+            ("control/q_rows", "share", _CALIBRATION),
+            ("control/q_right", "share", _CALIBRATION),
+            (
+                "population",
+                "count",
+                "of a population's member: factor of its rate, copies behind its weights",
+            ),
             ("eval", "share, count", "held-out groups"),
             ("eval_raw", "share, count", "held-out groups, raw weights"),
             ("grad", "L2 norm", "before clipping"),
@@ -140,6 +164,13 @@ CURVES: tuple[Column, ...] = (
                 "while it is frozen",
             ),
             (
+                "drift",
+                "share, weight units",
+                "the recursion's raw weights against the pretrained decoder's file, at evaluations "
+                "(trained or frozen): relative, length of the difference by that of the file's "
+                "weights; max, largest difference of one value",
+            ),
+            (
                 "data",
                 "count",
                 "checks of a sample of training rows, in the first row: demos_per_row (mean), "
@@ -148,14 +179,39 @@ CURVES: tuple[Column, ...] = (
             ),
             ("control", "share", "demonstration controls"),
             ("baseline", "share", "trivial baselines"),
+            (
+                "interface",
+                "activation units",
+                "the encoder's contexts (encoder_…) against the decoder's puzzle embeddings "
+                "(puzzle_…): norm, mean, std, skew, kurtosis, and frechet, their distance; at "
+                "prefix position 0, over all positions with the suffix _all",
+            ),
         )
     ),
     Column("*", "any", "as written", "not written", "any further field of a row"),
 )
 
+_NO_OUTCOME = "the evaluation did not record it"
+
 TASKS: tuple[Column, ...] = (
     *_KEY,
     Column("task", "str", "", _NEVER, "puzzle id"),
+    Column("pairs", "float", "count", _NO_OUTCOME, "queries that were scored"),
+    Column("answered_pairs", "float", "count", _NO_OUTCOME, "queries with a candidate"),
+    Column(
+        "candidates", "float", "count", _NO_OUTCOME, "different answers, summed over its queries"
+    ),
+    Column(
+        "votes", "float", "count", _NO_OUTCOME, "predictions that voted, summed over its queries"
+    ),
+    Column(
+        "best_rank",
+        "float",
+        "1 = most votes",
+        "the true output of a query was never predicted",
+        "rank of the true output, the worst over its queries",
+    ),
+    Column("pass@*", "float", "share of queries", "fewer than k candidates can exist", "solved"),
     Column("*", "any", "as written", "not written", "the evaluation's outcome for this puzzle"),
 )
 

@@ -13,12 +13,14 @@ from pathlib import Path
 import pandas as pd
 from tabulate import tabulate
 
+from analysis.cache import FOLDER as CACHE
+from analysis.cache import write_rows
 from analysis.compare import comparison_matrix
 from analysis.decide import decide, next_step
 from analysis.decision import Decision
 from analysis.health import health
 from analysis.hypotheses import hypotheses
-from analysis.load import PathLike, Run, load
+from analysis.load import PathLike, Run, read
 from analysis.recommend import recommend
 from analysis.rows import SCHEMA_VERSION, ResultsError
 from analysis.text import accepted, evidence, show_controls, show_matrix, summary_text, what_was_run
@@ -38,9 +40,11 @@ FILES = (
 def write_derived(path: PathLike) -> Run:
     """Derive `FILES` of one run folder from its rows, each replaced as a whole, and return the run.
 
+    The parsed rows are kept beside them (`analysis.cache`), so that the next `load` is quick.
+
     Raises `ResultsError` when the folder is not a run folder, or cannot be written.
     """
-    run = load(path)
+    run, found = read([path])
     folder = run.paths[0]
     matrix, decisions = comparison_matrix(run), decide(run)
     for name, frame in (("trials", run.trials), ("curves", run.curves), ("tasks", run.tasks)):
@@ -53,6 +57,10 @@ def write_derived(path: PathLike) -> Run:
     }
     for name, text in texts.items():
         _replace(folder / name, partial(_write_text, text))
+    try:
+        write_rows(folder, found[0])
+    except OSError as error:
+        raise _cannot_write(folder / CACHE, error) from None
     return run
 
 
@@ -114,7 +122,7 @@ def _markdown(frame: pd.DataFrame) -> str:
 
 def _plain(frame: pd.DataFrame) -> pd.DataFrame:
     """Columns of mixed types as JSON text, since a parquet column has one type."""
-    plain = frame.copy()
+    plain = frame.copy(deep=False)
     for column in [name for name in plain if plain[name].dtype.kind == "O"]:
         known = plain[column].dropna()
         if known.map(type).nunique() > 1 or known.map(lambda v: isinstance(v, dict | list)).any():
@@ -127,16 +135,20 @@ def _write_text(text: str, path: Path) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def _cannot_write(path: Path, error: OSError) -> ResultsError:
+    return ResultsError(
+        f"cannot write {path}: {error.strerror or error}: free some space or make the folder "
+        f"writable, the measured rows are kept"
+    )
+
+
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         temporary.replace(path)
     except OSError as error:
-        raise ResultsError(
-            f"cannot write {path}: {error.strerror or error}: free some space or make the folder "
-            f"writable, the measured rows are kept"
-        ) from None
+        raise _cannot_write(path, error) from None
     finally:
         if temporary.exists():
             temporary.unlink()

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from analysis.load import Run
@@ -37,13 +38,23 @@ COLUMNS = ("trial_id", "experiment", "seed", "sign", "level", "text", "value", "
            "origin")  # fmt: skip
 
 
+READ = (
+    "step", "epoch", "train/loss", "train/accuracy", "train/steps", "train/q_halt_accuracy",
+    "train/q_halt_base_rate", "train/encoder_frozen", "grad/encoder_norm", "grad/total_norm",
+    "encoder/cross_sample_var", "encoder/kl_per_dim", "encoder/active_units",
+)  # fmt: skip
+"""What `signs` reads of a row."""
+
+
 def health(run: Run) -> pd.DataFrame:
     """One row per sign of every trial (columns: `COLUMNS`), in the order of the plan; empty when
     every trial is well. Decoders that were trained here are looked at as well."""
     found = []
     for trial in run.trials.to_dict("records"):
-        mine = (run.curves["run"] == trial["run"]) & (run.curves["trial_id"] == trial["trial_id"])
-        rows = run.curves[mine].to_dict("records")
+        curve = run.curve(trial["run"], trial["trial_id"])
+        names = [name for name in READ if name in curve]
+        columns = (curve[name].to_numpy(np.float64, na_value=np.nan).tolist() for name in names)
+        rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
         options = {
             str(name).removeprefix("config/"): value
             for name, value in trial.items()
@@ -170,7 +181,7 @@ def _divergence(rows: Sequence[Row]) -> Sign | None:
         return None
     means = _windows(values)
     lowest = min(means)
-    if lowest > 0 and means[-1] > limits.BLOWN_UP * lowest:
+    if lowest > 0 and means[-1] > max(limits.BLOWN_UP * lowest, limits.AS_BEFORE * means[0]):
         text = f"train/loss {means[-1]:.3g} after {lowest:.3g}"
         return _sign("divergence", "warning", text, means[-1] / lowest)
     return None

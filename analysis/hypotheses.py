@@ -88,10 +88,7 @@ def hypotheses(run: Run, trial_id: str | None = None) -> list[Finding]:
         trials = trials[trials["config/kind"] != "trm"]
     findings = []
     for _, summary in trials.iterrows():
-        mine = (run.curves["run"] == summary["run"]) & (
-            run.curves["trial_id"] == summary["trial_id"]
-        )
-        trial = Trial(run, summary, run.curves[mine])
+        trial = Trial(run, summary, run.curve(str(summary["run"]), str(summary["trial_id"])))
         for name, check in CHECKS.items():
             verdict, evidence = check(trial)
             findings.append(
@@ -209,8 +206,7 @@ def _against_trm(trial: Trial) -> tuple[bool | None, str]:
     if not same.any():
         return None, "no TRM baseline (debug/E0v2) of this seed in the run"
     baseline = arms[same].iloc[0]
-    rows = trial.run.curves
-    rows = rows[(rows["run"] == baseline["run"]) & (rows["trial_id"] == baseline["trial_id"])]
+    rows = trial.run.curve(str(baseline["run"]), str(baseline["trial_id"]))
     at = min(trial.curve["samples"].max(), rows["samples"].max())
     values = [
         measure(curve[curve["samples"] <= at], TRAIN_ACCURACY) for curve in (trial.curve, rows)

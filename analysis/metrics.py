@@ -26,7 +26,7 @@ WINDOWED: dict[str, Measure] = {
 }
 """Column of the trials table → how it is taken from the curve (`search_spaces.rules`)."""
 
-_LAST_FAMILIES = ("eval/", "eval_raw/", "control/", "baseline/", "interface/")
+_LAST_FAMILIES = ("eval/", "eval_raw/", "control/", "baseline/", "interface/", "drift/")
 
 
 def measure(curve: pd.DataFrame, how: Measure) -> float:

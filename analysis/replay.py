@@ -13,28 +13,25 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from analysis.load import Run
-from analysis.replayed import METRIC, Order, RankCorrelation, Replay, Stop, count
+from analysis.replayed import FEW, METRIC, Order, RankCorrelation, Replay, Stop, count
 from analysis.rows import ResultsError, merge, read_attempts
+from search_spaces.schedulers import ETA, rules_of
 from search_spaces.stopping import Bar, Decision, Halving, Rule, StoppingRule, show
 
 FRACTIONS = (0.125, 0.25, 0.375, 0.5, 0.75)
 """Shares of the budget at which a rung's order is compared with the final one."""
-FEW = 5
-"""Below this many full curves nothing is recommended (ours)."""
 NEAR = 0.05
 """A rule must keep every full curve that ends within this much of the best (ours)."""
 MARGIN = 0.05
 """How far below the curves to keep a recommended bar stays (ours)."""
 ORDERED = 0.7
 """Rank correlation from which on a rung tells the final order well enough to halve on (ours)."""
-ETA = 3.0
-"""Halving factor that is replayed where none is given: ASHA's usual one is 3 or 4."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +62,6 @@ class Curve:
     def seconds(self) -> float:
         """Training seconds of the whole curve."""
         return self.reports[-1].wall_s
-
-
-def named_rule(word: str, budget: float) -> Rule:
-    """``bar``, or ``asha``: halving by `ETA` with rungs from an eighth of the budget on.
-
-    Raises `ResultsError` for another word.
-    """
-    if word == "bar":
-        return Bar()
-    if word == "asha":
-        return replace(Halving.geometric(ETA, budget=budget, first=budget / 8), name="asha")
-    raise ResultsError(f"there is no stopping rule {word!r}: choose bar or asha")
 
 
 def read_curves(run: Run) -> list[Curve]:
@@ -127,7 +112,8 @@ def replay(
 
     Args:
         run: one run or several; their arms are judged together.
-        rule: one or several rules of `search_spaces.stopping`, or a word of `named_rule`.
+        rule: one or several rules of `search_spaces.stopping`, or a scheduler's name as `search
+            --scheduler` takes it (`search_spaces.schedulers`).
         orders: random orders of arrival beside the recorded one. The trials start in a random
             order, as many at once as the run had, each at its recorded speed; a stopped trial
             makes room for the next.
@@ -139,7 +125,7 @@ def replay(
     if not curves:
         raise ResultsError("no arm has reported yet: replay a run whose arms have rows")
     budget = max(curve.budget for curve in curves)
-    given = named_rule(rule, budget) if isinstance(rule, str) else rule
+    given = rules_of(rule, budget) if isinstance(rule, str) else rule
     rules: tuple[Rule, ...] = tuple(given) if isinstance(given, Sequence) else (given,)
     full = [curve for curve in curves if curve.full and not math.isnan(curve.final)]
     winner = max(full, key=lambda curve: curve.final) if full else None
@@ -165,9 +151,7 @@ def replay(
         concurrent=concurrent,
         correlations=correlations,
         recommended_bar=_recommend_bar(full),
-        recommended_rungs=tuple(
-            one.fraction for one in correlations if one.rho >= ORDERED and one.n >= FEW
-        ),
+        recommended_rungs=_recommend_rungs(correlations),
         caveat=_caveat(len(full), len(curves)),
     )
 
@@ -308,6 +292,16 @@ def _correlation(full: Sequence[Curve], fraction: float) -> RankCorrelation:
     return RankCorrelation(fraction, len(known), rho)
 
 
+def _recommend_rungs(correlations: Sequence[RankCorrelation]) -> tuple[float, ...]:
+    """The first share of the budget whose order tells the final one, then every one that does and
+    lies at least `ETA` times later, as halving by `ETA` wants it."""
+    rungs: list[float] = []
+    for one in correlations:
+        if one.rho >= ORDERED and one.n >= FEW and (not rungs or one.fraction >= ETA * rungs[-1]):
+            rungs.append(one.fraction)
+    return tuple(rungs)
+
+
 def _recommend_bar(full: Sequence[Curve]) -> Bar | None:
     """The bar that saves most among those that keep every curve near the best by `MARGIN`.
 
@@ -352,4 +346,5 @@ def _describe(rule: Rule, budget: float) -> str:
     if isinstance(rule, Halving):
         rungs = ", ".join(f"{m:g}" for m in rule.milestones(budget))
         return f"{rule.name} (top 1/{rule.eta:g} at epochs {rungs})"
-    return rule.name
+    rungs = ", ".join(f"{m:g}" for m in rule.milestones(budget))
+    return f"{rule.name} (at epochs {rungs})"

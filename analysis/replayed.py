@@ -12,6 +12,12 @@ from search_spaces.rules import TRAIN_ACCURACY
 from search_spaces.stopping import Bar, show
 
 METRIC = TRAIN_ACCURACY.metric
+LISTED = 8
+"""Stops that are told one by one, at most."""
+FEW = 5
+"""Below this many full curves nothing is recommended (ours)."""
+NAMED = 6
+"""Trials that a line names, at most."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,22 @@ class Replay:
         return sum(order.lost_winner for order in self.orders)
 
     @property
+    def times_stopped(self) -> dict[str, int]:
+        """In how many random orders each trial would have been stopped, most often first; those
+        that never are, are absent."""
+        counts: dict[str, int] = {}
+        for order in self.orders:
+            for name in order.stopped:
+                counts[name] = counts.get(name, 0) + 1
+        return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+    @property
+    def saved_range(self) -> tuple[float, float]:
+        """Least and most that a random order saves."""
+        values = [order.saved for order in self.orders if not math.isnan(order.saved)]
+        return (min(values), max(values)) if values else (math.nan, math.nan)
+
+    @property
     def regret(self) -> float:
         """Mean over the random orders of what the best kept curve is below the winner."""
         values = [order.regret for order in self.orders if not math.isnan(order.regret)]
@@ -91,6 +113,7 @@ class Replay:
         """Plain JSON values; NaN as None, the orders as their summary."""
         told = asdict(self)
         del told["orders"]
+        told |= {"times_stopped": self.times_stopped, "saved_range": self.saved_range}
         told |= {"n_orders": len(self.orders), "saved": self.saved, "lost": self.lost}
         plain: dict[str, Any] = _finite(told | {"regret": self.regret})
         return plain
@@ -100,12 +123,20 @@ class Replay:
         return "\n".join([*self.lines(), *self.advice()])
 
     def lines(self) -> list[str]:
+        """What the rule would have done, and whether the order on the way tells that at the end."""
+        told = self.outcome()
+        return told if self.winner is None else [*told, *self._order_on_the_way()]
+
+    def outcome(self) -> list[str]:
         """What the rule would have done."""
-        what = f"{' and '.join(self.rules)} over {count(self.curves, 'curve')}, {self.full} full"
-        lines = [what]
-        for stop in self.stops:
+        what = " and ".join(self.rules) or "no rule"
+        lines = [f"{what} over {count(self.curves, 'curve')}, {self.full} full"]
+        shown = self.stops if len(self.stops) <= LISTED + 2 else self.stops[:LISTED]
+        for stop in shown:
             ended = f"ended at {show(stop.final, METRIC)}" if stop.full else "was cut short anyway"
             lines.append(f"  {stop.trial_id}: {stop.reason}; {ended}")
+        if left := len(self.stops) - len(shown):
+            lines.append(f"  and {left} more stops (replay --json lists them)")
         if not self.stops:
             lines.append("  in the recorded order it would have stopped nothing")
         if self.winner is None:
@@ -118,16 +149,36 @@ class Replay:
         if self.orders:
             lines.append(
                 f"  {count(len(self.orders), 'random order')}, {self.concurrent} at once: "
-                f"{_percent(self.saved)} saved on average, the winner stopped in {self.lost} of "
-                f"{len(self.orders)}, best kept {_points(self.regret)} below the winner on average"
+                f"{_percent(self.saved)} saved on average{self._between()}, the winner stopped in "
+                f"{self.lost} of {len(self.orders)}, best kept {_points(self.regret)} below the "
+                f"winner on average"
             )
-        for one in self.correlations:
-            rho = "not measurable" if math.isnan(one.rho) else f"{one.rho:.2f}"
+        if counts := self.times_stopped:
+            told = [f"{name} {times}" for name, times in list(counts.items())[:NAMED]]
+            more = f" and {len(counts) - NAMED} more" if len(counts) > NAMED else ""
             lines.append(
-                f"  order at {100 * one.fraction:g} % of the budget against the end: {rho} "
-                f"(rank correlation, n = {one.n})"
+                f"  stopped in how many of the {len(self.orders)}: {', '.join(told)}{more}"
             )
         return lines
+
+    def _between(self) -> str:
+        low, high = self.saved_range
+        same = math.isnan(low) or round(100 * low) == round(100 * high)
+        return "" if same else f" ({100 * low:.0f} to {100 * high:.0f} %)"
+
+    def _order_on_the_way(self) -> list[str]:
+        """How well the order at each rung tells that at the end; one line where nothing does."""
+        known = [one for one in self.correlations if not math.isnan(one.rho)]
+        if not known:
+            return [
+                f"  whether the order on the way tells that at the end: not measurable with "
+                f"{count(self.full, 'full curve')} (three that differ are needed)"
+            ]
+        return [
+            f"  order at {100 * one.fraction:g} % of the budget against the end: {one.rho:.2f} "
+            f"(rank correlation, n = {one.n})"
+            for one in known
+        ]
 
     def advice(self) -> list[str]:
         """The bar and the rungs for the next run, with the caveat."""
@@ -135,12 +186,21 @@ class Replay:
         if self.recommended_bar is not None:
             bar = self.recommended_bar
             lines.append(
-                f"bar for the next run: {show(bar.threshold, METRIC, digits=None)} at "
-                f"{100 * bar.at_fraction:g} % of the budget"
+                f"bar for the next search: {show(bar.threshold, METRIC, digits=None)} at "
+                f"{100 * bar.at_fraction:g} % of the budget "
+                f"(--scheduler bar:{bar.threshold:g}@{bar.at_fraction:g}); phases keep the plan's, "
+                f"which their decisions rest on"
             )
         if self.recommended_rungs:
             shares = ", ".join(f"{100 * share:g} %" for share in self.recommended_rungs)
-            lines.append(f"rungs for halving: {shares} of the budget")
+            given = ",".join(f"{share:g}" for share in self.recommended_rungs)
+            lines.append(
+                f"rungs for halving: {shares} of the budget (search --scheduler asha:{given})"
+            )
+        elif any(one.n >= FEW and not math.isnan(one.rho) for one in self.correlations):
+            lines.append(
+                "rungs for halving: none; no order on the way was seen to tell the final one"
+            )
         return [*lines, f"caveat: {self.caveat}"]
 
 

@@ -29,6 +29,19 @@ class ResultsError(UserError):
     """A run folder cannot be read. The text is one line and names the fix."""
 
 
+def check_trial_id(trial_id: str, where: Path) -> str:
+    """The name of a trial, which is the name of its folder and no way out of the run's.
+
+    Raises `ResultsError` naming ``where`` it was read.
+    """
+    if trial_id in ("", ".", "..") or any(sign in trial_id for sign in "/\\\0"):
+        raise ResultsError(
+            f"{where} names a trial {trial_id!r}, which is no folder name: restore the file, or "
+            f"run its command again into a new folder"
+        )
+    return trial_id
+
+
 @dataclass
 class Attempt:
     """One attempt's file: its ``start`` and ``end`` objects and its rows by step."""
@@ -78,9 +91,12 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     """Objects of a JSON-lines file. A torn last line is ignored, other bad lines are noted."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+    return parse_lines(path.read_bytes(), path, notes) if path.exists() else []
+
+
+def parse_lines(content: bytes, path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """`read_lines` of what was read from `path`."""
+    lines = content.decode("utf-8", errors="replace").split("\n")
     objects: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -99,20 +115,25 @@ def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
 def read_attempts(folder: Path, notes: list[str]) -> list[Attempt]:
     """Every attempt of a trial folder, in order."""
     found = [(match, path) for path in folder.iterdir() if (match := _ATTEMPT.fullmatch(path.name))]
-    attempts = []
-    for match, path in sorted(found, key=lambda item: int(item[0][1])):
-        attempt = Attempt(int(match[1]))
-        for value in read_lines(path, notes):
-            kind = value.get("kind")
-            if kind == "start":
-                attempt.start = upgrade(value, path)
-            elif kind == "end":
-                attempt.end = value
-            elif kind == "row" and isinstance(value.get("step"), int):
-                # Two reports at one step (say, a last evaluation) make one row.
-                attempt.rows.setdefault(value["step"], {}).update(value)
-        attempts.append(attempt)
-    return attempts
+    return [
+        parse_attempt(int(match[1]), path.read_bytes(), path, notes)
+        for match, path in sorted(found, key=lambda item: int(item[0][1]))
+    ]
+
+
+def parse_attempt(number: int, content: bytes, path: Path, notes: list[str]) -> Attempt:
+    """One attempt from the content of its file."""
+    attempt = Attempt(number)
+    for value in parse_lines(content, path, notes):
+        kind = value.get("kind")
+        if kind == "start":
+            attempt.start = upgrade(value, path)
+        elif kind == "end":
+            attempt.end = value
+        elif kind == "row" and isinstance(value.get("step"), int):
+            # Two reports at one step (say, a last evaluation) make one row.
+            attempt.rows.setdefault(value["step"], {}).update(value)
+    return attempt
 
 
 def merge(attempts: list[Attempt]) -> list[dict[str, Any]]:

@@ -63,7 +63,7 @@ def extensions(view: View) -> list[NextStep]:
             f"{arm.told} ({rule.when.text}) and still rising at {epochs:g} epochs (seeds {seeds}): "
             f"continue to {more:g} epochs before it is judged ({rule.why})"
         )
-        overrides = {"epochs": int(more) if float(more).is_integer() else more}
+        overrides = {"epochs": _whole(more)}
         steps.append(step(view.run, name, why, overrides=overrides, kind="extend"))
     return steps
 
@@ -76,3 +76,16 @@ def planned_epochs(view: View, experiment: str) -> float:
     profile, revision = str(trials["profile"].iloc[0]), str(trials["revision"].iloc[0])
     resolved = search_spaces.resolve(experiment, revision=revision, profile=profile)
     return float(resolved.config.epochs)
+
+
+def extended_epochs(view: View, experiment: str) -> float | None:
+    """Epochs of an arm that was extended; None for one that was not."""
+    if experiment not in rules.EXTENSION.arms:
+        return None
+    epochs = view.mean(experiment, "config/epochs")
+    return _whole(epochs) if epochs > planned_epochs(view, experiment) else None
+
+
+def _whole(epochs: float) -> float:
+    """As an integer where it is one: that is how it is typed."""
+    return int(epochs) if float(epochs).is_integer() else epochs

@@ -14,6 +14,7 @@ import search_spaces
 from analysis.decision import Decision, NextStep, decided, undecided
 from analysis.load import Run
 from analysis.observe import Observation, percent
+from analysis.scratch import extended_epochs
 from analysis.steps import step
 from analysis.tested import PHASE_ARMS, family_of, revision_of
 from analysis.view import View, by_data, mixed_plans
@@ -68,6 +69,10 @@ def full_data_step(view: View, arm: Observation, why: str) -> NextStep:
     if not dict(run.plan.get("options", {})).get("decoder") and _pretrained(view, arm):
         # Every puzzle trains the arm: none is left for a decoder trained on others.
         options["decoder_puzzles"] = "same"
+    epochs = extended_epochs(view, arm.experiment)
+    if epochs is not None:
+        options["epochs"] = epochs
+        reasons.append(f"with the {epochs:g} epochs that it was extended to")
     told = [why, *reasons]
     if arm.reads is False:
         told.append("its accuracy does not show that the demonstrations are read")

@@ -43,13 +43,16 @@ def command(
 ) -> str:
     """``python -m etrm_tune.run <target>`` with the options that this run was made with.
 
-    `again` continues this very run: its folder is named where the target alone would not find it,
-    and failed trials are retried. `overrides` are added to the run's own, `seeds` replaces its
-    number of seeds.
+    `again` continues this very run, with what holds for it alone: its folder is named where the
+    target alone would not find it, and failed trials are retried. `overrides` are added to the
+    run's own, `seeds` replaces its number of seeds.
     """
     options: dict[str, Any] = {"profile": run.plan.get("profile")}
     options |= {"revision": run.plan.get("revision")} | dict(run.plan.get("options", {}))
-    settings = dict(options.get("settings") or {}) | dict(overrides or {})
+    settings = dict(options.get("settings") or {})
+    for name in () if again else options.get("own") or ():
+        settings.pop(name, None)
+    settings |= dict(overrides or {})
     # One name, one flag: these two are options of the command as well.
     if "decoder_puzzles" in settings:
         options["decoder_puzzles"] = settings.pop("decoder_puzzles")

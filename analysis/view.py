@@ -62,12 +62,8 @@ class View:
 
     def curves(self, experiment: str) -> list[pd.DataFrame]:
         """The curve of every seed, sorted by step."""
-        rows = self.run.curves
-        found = []
-        for trial in self.trials(experiment)[["run", "trial_id"]].itertuples():
-            mine = rows[(rows["run"] == trial.run) & (rows["trial_id"] == trial.trial_id)]
-            found.append(mine)
-        return found
+        keys = self.trials(experiment)[["run", "trial_id"]].itertuples(index=False)
+        return [self.run.curve(str(run), str(trial_id)) for run, trial_id in keys]
 
 
 def mixed_plans(run: Run) -> str | None:

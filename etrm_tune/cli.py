@@ -15,11 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rich.table import Table
-
 import search_spaces
 from etrm_tune.commands import modules as command_modules
-from etrm_tune.terminal import console
 from search_spaces.profiles import PROFILES
 from search_spaces.reference import DEFAULT_REVISION, REVISIONS
 from trainable.errors import ConfigError, UserError, nearest
@@ -72,14 +69,32 @@ def add_run_options(parser: argparse.ArgumentParser, *, target: str | None = Non
         "--set", action="append", default=[], metavar="OPTION=VALUE", help="override an option"
     )
     parser.add_argument("--scheduler", help="bar or none (default: bar)")
-    parser.add_argument("--runs", metavar="DIR", default="runs", help="default: runs")
+    parser.add_argument(
+        "--runs", metavar="DIR", default="runs", help="folder or URL (default: runs)"
+    )
     parser.add_argument("--name", help="folder below runs (default: from the target)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes of one trial")
     parser.add_argument("--concurrent", type=int, metavar="N", help="trials at once")
+    parser.add_argument(
+        "--gpus-per-trial", type=float, metavar="G",
+        help="GPUs of one trial: 2, or a share such as 0.5; 0 trains on CPUs (default: measured)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--short-trials",
+        metavar="on|off",
+        help="forked processes, not trainers (default: by time)",
+    )
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", help="a running Ray cluster, or auto"
+    )  # fmt: skip
     parser.add_argument("--retry-failed", action="store_true", help="run failed trials again")
     parser.add_argument(
         "--allow", action="append", default=[], metavar="FIELD", help="accept a critical difference"
     )
+    parser.add_argument(
+        "--log-to", action="append", default=[], metavar="TRACKER",
+        help="mlflow:URI or wandb:PROJECT: the rows there too (default: nowhere)",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="check everything, start nothing")
     if target is not None:
         parser.set_defaults(target=target)
@@ -93,9 +108,6 @@ def build_parser() -> Parser:
     parser = Parser(prog="etrm-tune", description="Run the ETRM experiment plan on Ray Tune.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     add_run_options(commands.add_parser("run", help="run a target, or continue it"))
-    status = commands.add_parser("status", help="how a run stands")
-    status.add_argument("run", help="its folder, such as runs/phase1")
-    status.set_defaults(action=status_command)
     for module in command_modules():
         module.add(commands)
     return parser
@@ -120,6 +132,12 @@ def _choice(name: str, value: str | None, known: Sequence[str]) -> None:
         raise ConfigError(
             f"unknown {name} {value!r}{nearest(value, known)}: choose from {', '.join(known)}"
         )
+
+
+def short_trials(word: str | None) -> bool | None:
+    """``--short-trials``."""
+    _choice("--short-trials", word, ["on", "off"])
+    return None if word is None else word == "on"
 
 
 def folder_name(target: str) -> str:
@@ -159,9 +177,12 @@ def run_command(args: argparse.Namespace) -> int:
         raise ConfigError(f"--name {name}: give a name without '/'; the place is --runs DIR")
 
     from etrm_tune.command import How, run
+    from etrm_tune.mirror import is_url, local_root
     from etrm_tune.plan import Options
     from etrm_tune.run_folder import RunFolder
+    from etrm_tune.trackers import check_trackers
 
+    runs = local_root(args.runs) if is_url(args.runs) else Path(args.runs)
     options = Options(
         target=args.target,
         profile=args.profile,
@@ -177,58 +198,26 @@ def run_command(args: argparse.Namespace) -> int:
     how = How(
         workers=args.workers,
         concurrent=args.concurrent,
+        gpus_per_trial=args.gpus_per_trial,
+        address=args.address,
+        url=args.runs if is_url(args.runs) else None,
         retry_failed=args.retry_failed,
+        short_trials=short_trials(args.short_trials),
+        log_to=check_trackers(args.log_to),
         allow=tuple(args.allow),
         again=(*RUN_COMMAND, *args.words),
     )
     if follows:
         from etrm_tune import auto, steps
 
-        asked = steps.Asked(options, how, Path(args.runs), args.name, args.dry_run)
+        asked = steps.Asked(options, how, runs, args.name, args.dry_run)
         if args.target == "auto":
             return auto.auto(args.of, asked, run)
         start = steps.next_run if args.target == "next" else steps.followup_run
         return start(args.of, asked, run)
-    folder = RunFolder(Path(args.runs) / name)
+    folder = RunFolder(runs / name)
     args.log = folder.log
     return run(options, folder, how, dry_run=args.dry_run)
-
-
-def status_command(args: argparse.Namespace) -> int:
-    """``status RUN``."""
-    from etrm_tune.live import percent
-    from etrm_tune.run_folder import RunFolder, RunFolderError
-
-    folder = RunFolder(args.run)
-    plan = folder.read_plan() if (folder.path / "plan.json").is_file() else None
-    if plan is None:
-        raise RunFolderError(f"{args.run} holds no run: give a folder such as runs/phase1")
-    out = console()
-    busy = folder.in_use()
-    table = Table(box=None, pad_edge=False)
-    for column in ("trial", "status", "step", "epoch", "accuracy", "reason"):
-        table.add_column(column)
-    for trial in plan["trials"]:
-        told = folder.read_status(trial["trial_id"])
-        rows = folder.rows(trial["trial_id"])
-        row = rows[-1] if rows else {}
-        accuracy = next(
-            (r["train/accuracy"] for r in reversed(rows) if "train/accuracy" in r), None
-        )
-        status = told["status"]
-        if status == "running" and not busy:
-            status = "interrupted"
-        table.add_row(
-            trial["trial_id"],
-            status,
-            str(row.get("step", "")),
-            f"{row['epoch']:.0f}" if "epoch" in row else "",
-            percent(accuracy),
-            str(told.get("reason") or ""),
-        )
-    out.print(table)
-    out.print(f"running, process {folder.holder()}" if busy else "not running")
-    return 0
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 import analysis
-from etrm_tune import preflight
+from etrm_tune import preflight, short
+from etrm_tune.cluster import Cluster, check, connected
 from etrm_tune.costs import dry_costs
+from etrm_tune.division import Measure, divide, measure_here
 from etrm_tune.estimate import Clock, estimate_line, show_costs
 from etrm_tune.follow import names, plan_with_parent, take_results
-from etrm_tune.live import LiveTable
-from etrm_tune.plan import Options, Plan, PlannedTrial, complete, packages
-from etrm_tune.resources import Allotment, Machine, allot, this_machine
+from etrm_tune.mirror import Mirror, mirrored
+from etrm_tune.onlookers import Onlookers
+from etrm_tune.plan import Options, Plan, complete, packages
+from etrm_tune.resources import Allotment, Machine, this_machine
+from etrm_tune.retry import reopen
 from etrm_tune.run_folder import FINAL, RunFolder, RunFolderError
+from etrm_tune.rungs import show_rungs
 from etrm_tune.session import Interrupted, Signals, login_line, quiet, ray_session
 from etrm_tune.terminal import console as new_console
 from etrm_tune.terminal import note, say
 from trainable.errors import UserError
 
 TRAIN_FUNCTION = "trainable.loop:train"
-MAX_WORKERS = 4
-"""Workers that a decoder is spread over on CPUs, at most, unless --workers says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,30 @@ class How:
 
     workers: int | None = None
     concurrent: int | None = None
+    gpus_per_trial: float | None = None
     retry_failed: bool = False
+    short_trials: bool | None = None
+    """Fork trials instead of starting a trainer for each; None: by `etrm_tune.short`."""
+    url: str | None = None
+    """Where run folders are mirrored to (``--runs URL``)."""
+    mirror: Mirror | None = None
+    """The same, of this run."""
+    address: str | None = None
+    """An existing Ray cluster."""
+    cluster: Cluster | None = None
+    """The same, connected."""
+    moved: Mapping[str, str] = field(default_factory=dict)
+    """Paths of decoder and puzzles that the cluster's nodes use instead."""
+    log_to: tuple[str, ...] = ()
+    """Experiment trackers (`etrm_tune.trackers`)."""
     allow: tuple[str, ...] = ()
     again: tuple[str, ...] = ()
     """Words that start this command again."""
     train: str = TRAIN_FUNCTION
+    reopen: tuple[str, ...] = ()
+    """Ended trials that are tried again (`etrm_tune.retry`)."""
+    from_start: bool = False
+    """Those of `reopen` begin anew."""
 
 
 @dataclass
@@ -51,8 +73,12 @@ class Prepared:
     allotments: dict[str, Allotment]
     stored: dict[str, Any] | None = None
     notes: list[preflight.Note] = field(default_factory=list)
+    sharing: dict[str, Any] = field(default_factory=dict)
+    """Content of ``sharing`` in plan.json: what was measured, by role."""
     taken: dict[str, RunFolder] = field(default_factory=dict)
     """Trials whose results the run takes from its parent."""
+    starts: dict[str, short.Start] = field(default_factory=dict)
+    """How trials are started, by role."""
 
     def done(self, folder: RunFolder) -> list[str]:
         """Trials that need no training."""
@@ -74,49 +100,22 @@ class Prepared:
         return {role: allotment.workers for role, allotment in self.allotments.items()}
 
 
-def divide(
-    plan: Plan, machine: Machine, how: How, stored: Mapping[str, Any] | None
-) -> dict[str, Allotment]:
-    """The machine's share for each role; threads and workers of a run that was begun stay."""
-    threads = (stored or {}).get("num_threads", {})
-    known = (stored or {}).get("workers", {})
-    use_gpu = plan.options.profile != "laptop" and machine.gpus > 0
-    return {
-        role: allot(
-            machine,
-            trials=len(stage),
-            workers=how.workers or known.get(role) or spread(role, stage, machine, use_gpu=use_gpu),
-            threads=threads.get(role),
-            concurrent=None if how.concurrent is None else min(how.concurrent, len(stage)),
-            use_gpu=use_gpu,
-        )
-        for stage in plan.stages
-        for role in [stage[0].role]
-    }
-
-
-def spread(role: str, stage: Sequence[PlannedTrial], machine: Machine, *, use_gpu: bool) -> int:
-    """Workers for each trial of a stage: arms have one, so that an arm is the same alone and in its
-    phase; decoders share the CPUs, since small steps gain more from a worker than from a thread
-    (`docs/log.md`)."""
-    if role != "decoder" or use_gpu:
-        return 1
-    idle = max(1, machine.cpus // len(stage))
-    batches = [trial.config.global_batch_size for trial in stage]
-    return max(n for n in range(1, min(idle, MAX_WORKERS) + 1) if all(b % n == 0 for b in batches))
-
-
 def prepare(options: Options, folder: RunFolder, how: How, files: preflight.Files) -> Prepared:
     """Make the plan, or continue the one in ``folder``, and check it. Writes nothing."""
     stored = folder.read_plan()
-    machine = this_machine()
+    machine = how.cluster.machine if how.cluster else this_machine()
     options = options.merged(stored) if stored else complete(options, gpus=machine.gpus)
     begun = {trial["trial_id"] for trial in stored["trials"]} if stored else None
     plan, taken = plan_with_parent(options, files, folder, begun)
     if stored is not None:
         check_same(plan, stored, folder)
-    allotments = divide(plan, machine, how, stored)
-    prepared = Prepared(plan, machine, allotments, stored, taken=taken)
+    measure = Measure(stored, measure_here)
+    allotments = divide(plan, machine, how, stored, measure=measure)
+    starts = short.choose(plan, allotments, how.short_trials, stored)
+    allotments = short.apply(allotments, starts)
+    prepared = Prepared(
+        plan, machine, allotments, stored, sharing=measure.found, taken=taken, starts=starts
+    )
     prepared.plan = plan.with_threads(prepared.threads)
     allow = [*how.allow, *allowed_before(folder, options, stored)]
     prepared.notes = preflight.check_alignment(prepared.plan, files, allow)
@@ -152,7 +151,14 @@ def write_plan(folder: RunFolder, prepared: Prepared) -> None:
     """Write plan.json and every config.json, where they are not there yet."""
     if prepared.stored is None:
         values = prepared.plan.to_json(prepared.threads) | {"workers": prepared.workers}
+        values |= {"sharing": prepared.sharing} if prepared.sharing else {}
+        values |= {"starts": short.to_json(prepared.starts)}
         folder.write_plan(values | {"accepted": preflight.accepted(prepared.notes)})
+    else:
+        new = {"sharing": prepared.sharing, "starts": short.to_json(prepared.starts)}
+        changed = {k: v for k, v in new.items() if v and v != prepared.stored.get(k, {})}
+        if changed:
+            folder.update_plan(**changed)
     for trial in prepared.plan.trials:
         known = folder.read_config(trial.trial_id)
         if known is None or known.get("identity") != trial.identity:
@@ -174,28 +180,54 @@ def run(options: Options, folder: RunFolder, how: How, *, dry_run: bool = False)
     with Signals() as signals:
         try:
             if dry_run:
-                prepared = prepare(options, folder, how, files)
-                preflight.show(console, prepared.plan, files, prepared.allotments, prepared.notes)
+                with (
+                    mirrored(folder, how.url, write=False),
+                    connected(how.address, signals) as found,
+                ):
+                    prepared = prepare(options, folder, replace(how, cluster=found), files)
+                show(console, prepared, files, found)
                 say_taken(console, prepared)
                 done = prepared.done(folder)
                 costs = dry_costs(prepared.plan, prepared.allotments, done=done)
                 show_costs(console, prepared.plan, costs, prepared.allotments)
                 console.print("Dry run: nothing was started.")
                 return 0
-            with folder.locked():
+            with (
+                folder.locked(),
+                mirrored(folder, how.url) as mirror,
+                connected(how.address, signals) as found,
+            ):
+                how = replace(how, cluster=found, mirror=mirror)
                 prepared = prepare(options, folder, how, files)
-                preflight.show(console, prepared.plan, files, prepared.allotments, prepared.notes)
+                show(console, prepared, files, found)
+                if found is not None:
+                    workers = max(prepared.workers.values())
+                    moved = check(found, prepared.plan, folder, mirror, workers)
+                    how = replace(how, moved=moved)
                 changed = version_changes(prepared.stored)
                 if changed:
                     say(console, f"warning: the run was begun with other versions: {changed}")
                 say_taken(console, prepared)
                 take_results(folder, prepared.taken)
                 write_plan(folder, prepared)
+                for trial_id in how.reopen:
+                    reopen(folder, trial_id, from_start=how.from_start)
                 clock = Clock(folder, prepared.plan, prepared.allotments)
                 return execute(folder, prepared.plan, prepared.allotments, signals, how, clock)
         except Interrupted as stop:
             console.print("Interrupted before any trial was started.")
             return stop.exit_code
+
+
+def show(
+    console: Console, prepared: Prepared, files: preflight.Files, cluster: Cluster | None = None
+) -> None:
+    """Print the trials, how they share the machine and start, and what deserves attention."""
+    if cluster is not None:
+        note(console, str(cluster))
+    preflight.show(console, prepared.plan, files, prepared.allotments, prepared.notes)
+    for role, start in prepared.starts.items():
+        note(console, f"{role}s: {start}")
 
 
 def say_taken(console: Console, prepared: Prepared) -> None:
@@ -232,14 +264,15 @@ def execute(
     code = 0
     with quiet(folder.log) as terminal:
         console = new_console(terminal, wide=True)
-        table = LiveTable(console, plan.trials, title=str(folder.path))
+        table = Onlookers(console, plan.trials, folder)
         conductor = Conductor(
-            folder, plan, allotments, signals, table, how.retry_failed, how.train, clock=clock
-        )
+            folder, plan, allotments, signals, table, how.retry_failed, how.train, clock=clock,
+            moved=how.moved, mirror=how.mirror, trackers=how.log_to,
+        )  # fmt: skip
         try:
             if conductor.prepare():
                 machine = next(iter(allotments.values())).machine
-                with ray_session(machine, signals) as url:
+                with ray_session(machine, signals, how.cluster) as url:
                     say(console, login_line(url))
                     with table:
                         try:
@@ -264,6 +297,7 @@ def summarise(folder: RunFolder, console: Console) -> None:
     try:
         results = analysis.write_derived(folder.path)
         say(console, analysis.summary_text(results))
+        show_rungs(console, results)
     except UserError as error:
         say(console, f"the tables could not be made: {error}")
 
@@ -288,6 +322,10 @@ def say_how_it_went(
         reason = folder.read_status(trial_id).get("reason", "")
         log = _short(folder.trial(trial_id) / "log")
         say(console, f"failed: {trial_id}: {reason} (log: {log})")
+    for trial_id in left if not code else ():
+        told = folder.read_status(trial_id)
+        if told["status"] == "interrupted" and told.get("reason"):
+            say(console, f"interrupted: {trial_id}: {told['reason']}")
     if code:
         text = f"Interrupted; everything measured is kept. Continue with: {again}"
     elif failed:
@@ -296,7 +334,10 @@ def say_how_it_went(
     elif left:
         text = f"{len(left)} of {len(plan.trials)} trials are not done. Continue with: {again}"
     else:
-        text = f"All {len(plan.trials)} trials are done: {_short(folder.path)}"
+        say(console, f"See it: etrm-tune report {shlex.quote(_short(folder.path))}")
+        number = len(plan.trials)
+        are = "The trial is" if number == 1 else f"All {number} trials are"
+        text = f"{are} done: {_short(folder.path)}"
         if timed := estimate_line(folder.read_plan()):
             text += f" ({timed})"
     say(console, text)

@@ -6,31 +6,35 @@ folder; each continues from its own newest checkpoint.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import shutil
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from ray import tune
-from ray.tune.experiment import Trial
 
+from etrm_tune.cluster import relocated
 from etrm_tune.estimate import Clock
 from etrm_tune.live import LiveTable
+from etrm_tune.mirror import Mirror
 from etrm_tune.plan import Plan, PlannedTrial
+from etrm_tune.population import Population
 from etrm_tune.resources import Allotment
-from etrm_tune.run_folder import FINAL, RunFolder, RunFolderError
+from etrm_tune.run_folder import FINAL, RunFolder, RunFolderError, disk_error
 from etrm_tune.scheduler import RuleScheduler, our_id
 from etrm_tune.search_feed import Feed
 from etrm_tune.session import Signals, new_owner
+from etrm_tune.trackers import make_trackers
+from etrm_tune.tune_events import Follower, what_to_tell
 from search_spaces.schedulers import place
 from search_spaces.stopping import StoppingRule, phase_rule
 from trainable.attempts import begin_attempt, last_attempt
-from trainable.ray_adapter import ACCURACY, TRAIN_FUNCTION, RayTrial, TrialSpec
+from trainable.checkpoint import list_steps
+from trainable.ray_adapter import ACCURACY, TRAIN_FUNCTION, ForkedTrial, RayTrial, TrialSpec
 
 WORKER_RESTARTS = 3
 TRIAL_RESTARTS = 2
@@ -46,9 +50,9 @@ def decoder_checkpoint(folder: RunFolder, trial_id: str) -> Path:
     """
     home = folder.trial(trial_id)
     told = Path(str((folder.read_result(trial_id) or {}).get("final_checkpoint", "")))
-    for path in (home / told, home / "checkpoints" / told.name):
-        if path.is_file():
-            return path
+    path = home / "checkpoints" / told.name  # whatever the file says, it lies here
+    if told.name and path.is_file():
+        return path
     raise RunFolderError(
         f"the decoder {home} is finished, but its checkpoint is gone: "
         f"restore it, or start a new run with --name NAME"
@@ -62,9 +66,14 @@ def settle(folder: RunFolder, trial: PlannedTrial, *, retry_failed: bool) -> str
     ``interrupted``, with ``retry_failed``.
     """
     status = str(folder.read_status(trial.trial_id)["status"])
-    if status in FINAL:
-        return status
     result = folder.read_result(trial.trial_id) or {}
+    if status in FINAL:
+        damaged = not result and (folder.trial(trial.trial_id) / "result.json").exists()
+        if status != "finished" or not damaged:
+            return status
+        # Its last checkpoint still knows it: going on from there trains nothing.
+        folder.write_status(trial.trial_id, "interrupted", "result.json was damaged")
+        return "interrupted"
     if result.get("status") in FINAL:  # it ended, and the run was killed before it could say so
         folder.write_status(
             trial.trial_id, result["status"], result.get("reason") or "", step=result.get("step")
@@ -103,9 +112,24 @@ class Conductor:
     stop_rule: Callable[[Sequence[PlannedTrial]], StoppingRule | None] | None = None
     clock: Clock | None = None
     source: Source | None = None
+    moved: Mapping[str, str] = field(default_factory=dict)
+    """Where workers read a decoder or puzzles instead of the path in the plan."""
+    trackers: Sequence[str] = ()
+    """``mlflow:URI``, ``wandb:PROJECT``."""
+    mirror: Mirror | None = None
+    """The run folder's copy at a URL."""
+    population: Population | None = None
+    """Its members are the arms."""
 
     def __post_init__(self) -> None:
         self.statuses: dict[str, str] = {}
+        self.ended: set[str] = set()
+        """Trials of this session whose end was recorded."""
+        self._callbacks: list[Any] = []
+
+    def planned(self, trial_id: str) -> PlannedTrial | None:
+        """A trial of the plan, those that a search has added included."""
+        return next((t for t in self.plan.trials if t.trial_id == trial_id), None)
 
     def prepare(self) -> bool:
         """Settle what earlier runs left; True when there is something to run."""
@@ -116,11 +140,15 @@ class Conductor:
 
     def run(self) -> None:
         """Run every stage. Needs a running Ray. Raises `Interrupted` on a signal."""
+        if self.trackers:
+            self._callbacks = make_trackers(self.trackers, self.folder, self.planned)
         if self.clock is not None:
             self.clock.begin([i for i, status in self.statuses.items() if status in FINAL])
         for stage in self.plan.stages:
             trials = self._to_do(stage)
-            if trials or self._grows(stage):
+            if self.population is not None and stage[0].role == "arm":
+                self._run_population(stage, self.population)
+            elif trials or self._grows(stage):
                 self._run_stage(stage, trials)
             self.signals.check()
 
@@ -144,10 +172,15 @@ class Conductor:
         rows = self.folder.rows(trial.trial_id)
         if rows:
             self.table.load(trial.trial_id, rows)
-        self.table.set_status(trial.trial_id, status, str(told.get("reason") or ""))
+        self.table.set_status(
+            trial.trial_id, status, str(told.get("reason") or ""), told.get("time")
+        )
 
     def finish(self, trial: PlannedTrial, status: str, reason: str) -> None:
         """Record how a trial ended."""
+        self.ended.add(trial.trial_id)
+        if self.mirror is not None:
+            self.mirror.take(trial.trial_id)
         rows = self.folder.rows(trial.trial_id)
         step = rows[-1]["step"] if rows else 0
         attempt = last_attempt(self.folder.trial(trial.trial_id))
@@ -199,17 +232,25 @@ class Conductor:
         """Begin an attempt of a trial; returns its `TrialSpec` as JSON."""
         home = self.folder.trial(trial.trial_id)
         attempt = begin_attempt(home, owner)
+        config, until = trial.config, None
+        if self.population is not None and trial.role == "arm":
+            rates, until = self.population.task(trial)
+            config = config.replace(lr_factors=rates.lr_factors)
         self.folder.write_status(trial.trial_id, self.statuses[trial.trial_id], "", attempt=attempt)
         return TrialSpec(
             trial_id=trial.trial_id,
             out_dir=str(home),
-            config=trial.config.model_dump(mode="json"),
+            config=relocated(config, self.moved).model_dump(mode="json"),
+            until=until,
             owner=owner,
             num_workers=allotment.workers,
             worker_resources=allotment.worker_resources,
             max_failures=WORKER_RESTARTS,
             storage=str(scratch),
+            one_machine=not allotment.machine.nodes,
             train=self.train,
+            url=self.mirror.url if self.mirror else "",
+            token=self.mirror.session if self.mirror else "",
         ).to_json()
 
     def _adopt(self, trial: PlannedTrial, rule: StoppingRule | None) -> None:
@@ -219,6 +260,23 @@ class Conductor:
         self.table.add(trial)
         if rule is not None:
             rule.expect(trial.trial_id, trial.config.epochs)
+
+    def _run_population(self, stage: Sequence[PlannedTrial], population: Population) -> None:
+        """Round after round, until all have ended or no member gets any further."""
+        before: object = None
+        while waiting := population.advance(self.statuses):
+            trials = [t for t in self._to_do(stage) if t.trial_id in waiting]
+            now = [(i, self.statuses[i], self._saved(i)) for i in waiting]
+            if not trials or now == before:
+                return
+            before = now
+            self.ended.difference_update(waiting)  # of the round before
+            self._run_stage(stage, trials)
+            self.signals.check()
+
+    def _saved(self, trial_id: str) -> int:
+        saved = list_steps(self.folder.trial(trial_id) / "checkpoints")
+        return saved[-1][0] if saved else 0
 
     def _run_stage(self, stage: Sequence[PlannedTrial], trials: Sequence[PlannedTrial]) -> None:
         rule = self._rule(stage)
@@ -232,51 +290,73 @@ class Conductor:
         allotment = self.allotments[stage[0].role]
         owner = new_owner()
         scratch = self.folder.path / "ray" / owner
-        scratch.mkdir(parents=True)
+        shutil.rmtree(scratch.parent, ignore_errors=True)  # of sessions that were killed
+        try:
+            scratch.mkdir(parents=True)
+        except OSError as error:
+            raise disk_error(scratch, error) from None
 
         def begin(trial: PlannedTrial) -> str:
             return self._begin(trial, owner, scratch, allotment)
 
+        # At once, so that what an earlier run may have left behind writes to none of them.
+        begun = {} if growing else {trial.trial_id: begin(trial) for trial in ready}
+        if self.mirror is not None:
+            self.mirror.send()
         scheduler = RuleScheduler(rule, self.folder.path / "trials")
         running = {t.trial_id: t for t in ready}
-        follower = _Follower(self, running, scheduler)
+        follower = Follower(self, running, scheduler)
         queue = deque(ready)
 
-        def take() -> tuple[str, str] | None:
-            """Another arm, now that there is room for it."""
-            if not queue and self.source is not None:
+        def grow() -> None:
+            """Have an arm in the queue, if there is another one."""
+            if not queue and growing and self.source is not None:
                 found = self.source.grow(self.statuses)
                 for trial in found:
                     self._adopt(trial, rule)
                 queue.extend(r for t in found if (r := self._ready(t)) is not None)
+
+        def ahead() -> None:
+            """While every slot is busy, so that none waits for the searcher. Only for short trials:
+            before long ones it is better to know what the others have reached."""
+            busy = sum(status == "running" for status in self.statuses.values())
+            if busy >= allotment.concurrent:
+                grow()
+
+        if growing and allotment.forked:
+            follower.idle = ahead
+
+        def take() -> tuple[str, str] | None:
+            """Another arm, now that there is room for it."""
+            grow()
             if not queue:
                 return None
             trial = queue.popleft()
             running[trial.trial_id] = trial
-            return trial.trial_id, begin(trial)
+            spec = begun.pop(trial.trial_id, None)
+            if spec is None:
+                spec = begin(trial)
+                if self.mirror is not None:
+                    self.mirror.send()
+            return trial.trial_id, spec
 
-        if growing:
-            space: dict[str, Any] = {}
-        else:
-            specs = {trial.trial_id: begin(trial) for trial in ready}
-            space = {"trial_id": tune.grid_search(list(specs)), "specs": specs}
+        kind = ForkedTrial if allotment.forked else RayTrial
         try:
             tuner = tune.Tuner(
-                tune.with_resources(RayTrial, allotment.driver_resources),
-                param_space=space,
+                tune.with_resources(kind, allotment.driver_resources),
                 tune_config=tune.TuneConfig(
                     scheduler=scheduler,
-                    search_alg=Feed(take) if growing else None,
-                    num_samples=-1 if growing else 1,
+                    search_alg=Feed(take),
+                    num_samples=-1,
                     max_concurrent_trials=allotment.concurrent,
-                    reuse_actors=False,  # a reused actor skips `cleanup`
+                    reuse_actors=allotment.forked,  # a reused actor of a trainer skips `cleanup`
                     trial_name_creator=our_id,
                     trial_dirname_creator=our_id,
                 ),
                 run_config=tune.RunConfig(
                     name="tune",
                     storage_path=str(scratch),
-                    callbacks=[follower],
+                    callbacks=[follower, *self._callbacks],
                     failure_config=tune.FailureConfig(max_failures=TRIAL_RESTARTS),
                     checkpoint_config=tune.CheckpointConfig(
                         checkpoint_frequency=0, checkpoint_at_end=False
@@ -286,84 +366,16 @@ class Conductor:
             )
             with self.signals.deferred():
                 tuner.fit()
+        except Exception as error:
+            told = what_to_tell(error, scratch)
+            if told is None or told is error:
+                raise
+            raise told from error
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                scratch.parent.rmdir()
+            for callback in self._callbacks:
+                callback.close()
+            # Those of killed sessions too: the folder is locked, and nobody reads them.
+            shutil.rmtree(scratch.parent, ignore_errors=True)
         for trial in running.values():
-            if self.statuses[trial.trial_id] not in (*FINAL, "failed"):
+            if trial.trial_id not in self.ended:
                 self.finish(trial, "interrupted", "Ray Tune ended before the trial did")
-
-
-class _Follower(tune.Callback):
-    """Carries what Tune sees to the table and the run folder, and signals into Tune's loop."""
-
-    def __init__(
-        self, conductor: Conductor, trials: dict[str, PlannedTrial], scheduler: RuleScheduler
-    ) -> None:
-        self.conductor = conductor
-        self.trials = trials
-        self.scheduler = scheduler
-        self.outcomes: dict[str, tuple[str, str]] = {}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Tune saves its experiment with pickle; nobody reads it, and a terminal has no pickle.
-        return tune.Callback, ()
-
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        self.conductor.table.refresh()
-        self.conductor.signals.check()
-
-    def on_trial_start(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        trial_id = our_id(trial)
-        self.conductor.statuses[trial_id] = "running"
-        self.conductor.folder.write_status(trial_id, "running")
-        self.conductor.table.set_status(trial_id, "running")
-
-    def on_trial_result(
-        self,
-        iteration: int,
-        trials: list[Trial],
-        trial: Trial,
-        result: dict[str, Any],
-        **info: Any,
-    ) -> None:
-        trial_id = our_id(trial)
-        if "outcome_status" in result:
-            self.outcomes[trial_id] = (result["outcome_status"], result.get("outcome_reason", ""))
-        elif "step" in result:
-            self.conductor.table.update(trial_id, result)
-            if self.conductor.clock is not None:
-                self.conductor.clock.see(trial_id, result)
-
-    def on_trial_complete(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        trial_id = our_id(trial)
-        status, reason = self.outcomes.get(trial_id, ("interrupted", "the trial ended early"))
-        if trial_id in self.scheduler.reasons:
-            status, reason = "stopped", self.scheduler.reasons[trial_id]
-        if status not in (*FINAL, "failed"):
-            status = "interrupted"
-        self.conductor.finish(self.trials[trial_id], status, reason)
-
-    def on_trial_error(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        trial_id = our_id(trial)
-        if trial_id in self.scheduler.reasons:
-            self.conductor.finish(
-                self.trials[trial_id], "stopped", self.scheduler.reasons[trial_id]
-            )
-            return
-        lines = [line.strip() for line in str(trial.error_file and _tail(trial)).splitlines()]
-        reason = next((line for line in reversed(lines) if line), "the trial's process died")
-        self.conductor.finish(self.trials[trial_id], "failed", reason[:500])
-
-
-def _tail(trial: Trial) -> str:
-    with contextlib.suppress(OSError):
-        return Path(trial.error_file).read_text(errors="replace")
-    return ""

@@ -216,7 +216,7 @@ def measure_shapes(
     chosen += [chosen[i % len(chosen)] for i in range(processes - len(chosen))]
     chosen.sort(key=lambda shape: step_work[shape.key] / shape.workers)
     lists = [chosen[at::processes] for at in range(processes)]
-    environment = _environment(max(a.threads for a in allotments.values()))
+    environment = worker_environment(max(a.threads for a in allotments.values()))
     end = time.monotonic() + MEASURE_S
     started = []
     gpus = max((a.machine.gpus for a in allotments.values() if a.use_gpu), default=0)
@@ -260,7 +260,7 @@ def _lines(process: subprocess.Popen[str], until: float) -> list[dict[str, Any]]
     return [json.loads(line) for line in output.splitlines() if line.endswith("}")]
 
 
-def _environment(threads: int) -> dict[str, str]:
+def worker_environment(threads: int) -> dict[str, str]:
     """The workers' own variables, since they change how fast memory is had."""
     from trainable.ray_adapter import ray_environment
 

@@ -25,6 +25,9 @@ from etrm_tune.terminal import WIDTH, note
 if TYPE_CHECKING:
     from trainable.flops import Work
 
+LONG_NAME = 24
+"""Characters of a trial's name beyond which the table leaves a column out."""
+
 FIRST_STEPS = 10
 """Steps of a trial after which its speed is read."""
 
@@ -57,9 +60,12 @@ def show_costs(
     if not costs:
         console.print("  every trial is done: nothing would be run")
         return
-    columns = ["steps", "decoder", "encoder", "FLOP/step", "FLOP", "time", "memory"]
-    if wide := console.width >= WIDTH:  # else time / steps tells it, and names have room
-        columns.insert(5, "s/step")
+    columns = ["steps", "decoder", "encoder", "FLOP/step", "FLOP", "s/step", "time", "memory"]
+    # What steps and totals tell makes room for long names.
+    left_out = set() if console.width >= WIDTH else {"s/step"}
+    if max(len(cost.trial_id) for cost in costs) > LONG_NAME:
+        left_out.add("FLOP/step")
+    columns = [name for name in columns if name not in left_out]
     table = Table(box=None, pad_edge=False)
     table.add_column("  trial", overflow="fold")
     for name in columns:
@@ -67,22 +73,23 @@ def show_costs(
     for cost in costs:
         encoder, memory = cost.work.parameters.encoder, cost.memory
         gpu = cost.measured.gpu_memory
-        table.add_row(
-            f"  {cost.trial_id}",
-            str(cost.work.steps),
-            amount(cost.work.parameters.decoder),
-            amount(encoder) if encoder else "–",
-            amount(cost.work.step),
-            amount(cost.work.total),
-            *([f"{cost.measured.step_s:.3g}"] if wide else []),
-            minutes(cost.seconds),
-            (amount(memory) + "B" if memory else "?") + (f", GPU {amount(gpu)}B" if gpu else ""),
-        )
+        told = {
+            "steps": str(cost.work.steps),
+            "decoder": amount(cost.work.parameters.decoder),
+            "encoder": amount(encoder) if encoder else "–",
+            "FLOP/step": amount(cost.work.step),
+            "FLOP": amount(cost.work.total),
+            "s/step": f"{cost.measured.step_s:.3g}",
+            "time": minutes(cost.seconds),
+            "memory": (amount(memory) + "B" if memory else "?")
+            + (f", GPU {amount(gpu)}B" if gpu else ""),
+        }
+        table.add_row(f"  {cost.trial_id}", *(told[name] for name in columns))
     console.print(table)
     for basis, ids in _by_basis(costs).items():
         trials = "all trials" if len(ids) == len(costs) else ", ".join(ids)
-        told = basis if basis.startswith(("measured", "as ")) else f"from {basis}"
-        note(console, f"time {told}: {trials}")
+        source = basis if basis.startswith(("measured", "as ")) else f"from {basis}"
+        note(console, f"time {source}: {trials}")
     seconds = {cost.trial_id: cost.seconds for cost in costs}
     wall = makespan(plan.stages, seconds, allotments)
     at_once = ", ".join(f"{a.concurrent} {role}s at once" for role, a in allotments.items())

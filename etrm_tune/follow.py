@@ -8,15 +8,17 @@ decisions compare with.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from etrm_tune.plan import Options, Plan, PlannedTrial, Sources, make_plan
-from etrm_tune.run_folder import FINAL, RunFolder, RunFolderError, disk_error
+from etrm_tune.run_folder import FINAL, RunFolder, RunFolderError, disk_error, write_atomic
 from search_spaces import resolve_target
 from trainable.errors import ConfigError
 
@@ -104,9 +106,17 @@ def chain(folder: RunFolder) -> list[Path]:
 
 
 def follow_options(
-    parent: Parent, target: str, overrides: Mapping[str, Any], typed: Options, folder: RunFolder
+    parent: Parent,
+    target: str,
+    overrides: Mapping[str, Any],
+    typed: Options,
+    folder: RunFolder,
+    *,
+    own: Iterable[str] = (),
 ) -> Options:
     """Options of a child: the parent's, then what its decision sets, then what was typed.
+
+    `own` names settings of the decision that hold for the child alone.
 
     Raises `RunFolderError` when another profile or revision was typed.
     """
@@ -122,13 +132,15 @@ def follow_options(
         name: getattr(theirs, name) if getattr(typed, name) is None else getattr(typed, name)
         for name in CARRIED
     }
-    settings = theirs.settings | dict(overrides) | typed.settings
+    settings = {k: value for k, value in theirs.settings.items() if k not in theirs.own}
+    settings |= dict(overrides) | typed.settings
     if "decoder_puzzles" in settings:
         carried["decoder_puzzles"] = settings.pop("decoder_puzzles")
     return Options(
         target,
         settings=settings,
         parent=os.path.relpath(parent.folder.path, folder.path),
+        own=tuple(sorted(set(own) & set(settings) - set(typed.settings))),
         inherited=parent.inherited,
         **carried,
     )
@@ -213,19 +225,24 @@ def take_results(folder: RunFolder, taken: Mapping[str, RunFolder]) -> list[str]
     for trial_id, home in taken.items():
         target = folder.trial(trial_id)
         if target.exists():
-            continue
+            mine, theirs = folder.read_config(trial_id), home.read_config(trial_id)
+            if mine is not None and theirs is not None and mine["identity"] == theirs["identity"]:
+                continue
+            shutil.rmtree(target)  # of a command that was killed before its plan stood
         temporary = target.with_name(f".{trial_id}.taking")
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.copytree(home.trial(trial_id), temporary, copy_function=_link)
+            told = home.read_status(trial_id)
+            origin = told.get("taken_from") or os.path.relpath(home.path, folder.path)
+            # Before it takes its place: a trial there is known to be taken, whenever a kill comes.
+            write_atomic(
+                temporary / "status.json",
+                json.dumps(told | {"taken_from": origin, "time": time.time()}, indent=1) + "\n",
+            )
             temporary.replace(target)
         except OSError as error:
             raise disk_error(target, error) from None
-        told = folder.read_status(trial_id)
-        origin = told.get("taken_from") or os.path.relpath(home.path, folder.path)
-        folder.write_status(
-            trial_id, told["status"], str(told.get("reason") or ""), taken_from=origin
-        )
         new.append(trial_id)
     return new
 

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
+from etrm_tune.resources import describe_machine
 from etrm_tune.run_folder import RunFolderError
 from search_spaces.experiment import Experiment
 from search_spaces.profiles import profile_requirements
@@ -43,6 +44,8 @@ class Options:
     """``--set option=value`` and the like."""
     parent: str | None = None
     """Folder of the run that this one follows, seen from its own."""
+    own: tuple[str, ...] = ()
+    """Names of settings that hold for this run alone: runs that follow it do not take them over."""
     inherited: tuple[str, ...] = ()
     """Targets of the runs before, whose results this one takes."""
 
@@ -50,7 +53,8 @@ class Options:
     def stored(cls, plan: Mapping[str, Any]) -> Options:
         """The options that a plan on disk was made from."""
         values = dict(plan["options"])
-        return cls(**values | {"inherited": tuple(values.get("inherited", ()))})
+        lists = {name: tuple(values.get(name, ())) for name in ("own", "inherited")}
+        return cls(**values | lists)
 
     def merged(self, plan: Mapping[str, Any]) -> Options:
         """These options completed from a plan on disk.
@@ -156,6 +160,7 @@ class Plan:
             "semantics_version": SEMANTICS_VERSION,
             "trials": [t.entry() for t in self.trials],
             "packages": packages(),
+            "machine": describe_machine(),
         }
 
 

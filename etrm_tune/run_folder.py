@@ -11,17 +11,21 @@ import errno
 import fcntl
 import json
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from analysis.rows import SCHEMA_VERSION, merge, read_attempts, read_object
+from analysis.rows import SCHEMA_VERSION, check_trial_id, merge, read_attempts, read_object
 from trainable.errors import UserError
 
 FINAL = frozenset({"finished", "stopped", "diverged"})
 """Statuses after which a trial is not touched again. ``failed`` is retried when asked."""
+
+BEFORE_PLAN = frozenset({"lock", "run.log", "ray", "inputs", ".here", ".reach", ".session.json"})
+"""What may lie in a run folder before it has a plan (`etrm_tune.mirror`, `etrm_tune.cluster`)."""
 
 
 class RunFolderError(UserError):
@@ -30,6 +34,23 @@ class RunFolderError(UserError):
 
 class FolderInUseError(RunFolderError):
     """Another process holds the lock."""
+
+
+LOOK_S = 0.3
+"""Seconds for which a lock may be held by someone who only looks (`RunFolder.in_use`)."""
+
+
+def _take(file: IO[str]) -> bool:
+    """Lock an open file; False when another process keeps it."""
+    deadline = time.monotonic() + LOOK_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -55,6 +76,7 @@ def disk_error(path: Path, error: OSError) -> RunFolderError:
     """One line for what the operating system said about ``path``."""
     fixes = {
         errno.ENOSPC: "the disk is full: free some space, or choose another place with --runs DIR",
+        errno.EFBIG: "the size allowed for a file is used up: raise ulimit -f",
         errno.EDQUOT: "the disk quota is used up: free some space, or use --runs DIR",
         errno.EROFS: "the disk is read-only: choose another place with --runs DIR",
         errno.EACCES: "no permission to write there: choose another place with --runs DIR",
@@ -83,8 +105,8 @@ class RunFolder:
         return self.path / "run.log"
 
     def trial(self, trial_id: str) -> Path:
-        """Folder of one trial."""
-        return self.path / "trials" / trial_id
+        """Folder of one trial. Raises `ResultsError` for a name that would lead elsewhere."""
+        return self.path / "trials" / check_trial_id(trial_id, self.path / "plan.json")
 
     # The lock.
 
@@ -100,15 +122,11 @@ class RunFolder:
         except OSError as error:
             raise disk_error(self.path, error) from None
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FolderInUseError(
-                    f"{self.path} is in use by process {self.holder() or 'unknown'}: wait for it, "
-                    f"stop it, or start another run with --name NAME"
-                ) from None
+            if not _take(file):
+                raise FolderInUseError(self.in_use_text())
             file.truncate(0)
-            file.write(f"{os.getpid()}\n")
+            now = time.strftime("%Y-%m-%d %H:%M")
+            file.write(f"{os.getpid()}\n{socket.gethostname()}\n{now}\n")
             file.flush()
             self._lock = file
             try:
@@ -120,9 +138,26 @@ class RunFolder:
 
     def holder(self) -> int | None:
         """Process that wrote itself into the lock, None when there is none."""
-        with contextlib.suppress(OSError, ValueError):
-            return int((self.path / "lock").read_text())
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            return int((self.path / "lock").read_text().split()[0])
         return None
+
+    def holder_text(self) -> str:
+        """``process 123 on HOST since 2026-11-27 18:20``, as far as it is known."""
+        lines: list[str] = []
+        with contextlib.suppress(OSError):
+            lines = (self.path / "lock").read_text(errors="replace").splitlines()
+        if not lines:
+            return "an unknown process"
+        words = zip(("process", "on", "since"), lines, strict=False)
+        return " ".join(f"{word} {value}" for word, value in words)
+
+    def in_use_text(self) -> str:
+        """One line for whoever finds the folder locked."""
+        return (
+            f"{self.path} is in use by {self.holder_text()}: wait for it, stop it, or start "
+            f"another run with --name NAME"
+        )
 
     def in_use(self) -> bool:
         """Whether a living process holds the lock."""
@@ -146,8 +181,10 @@ class RunFolder:
         path = self.path / "plan.json"
         if not path.exists():
             strangers = {p.name for p in self.path.iterdir()} if self.path.is_dir() else set()
-            strangers -= {"lock", "run.log", "ray"}
+            strangers -= BEFORE_PLAN
             strangers = {name for name in strangers if not name.endswith(".tmp")}
+            if strangers == {"trials"} and self._holds_only_taken():
+                return None  # killed between taking a parent's results and writing the plan
             if strangers:
                 raise RunFolderError(
                     f"{self.path} is not empty and holds no plan.json: choose another folder with "
@@ -160,6 +197,13 @@ class RunFolder:
                 f"{path} is damaged: restore it, or start a new run with --name NAME"
             )
         return plan
+
+    def _holds_only_taken(self) -> bool:
+        """Whether every trial is a copy of another run's (`etrm_tune.follow.take_results`)."""
+        return all(
+            home.name.startswith(".") or "taken_from" in (read_object(home / "status.json") or {})
+            for home in (self.path / "trials").iterdir()
+        )
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Write plan.json."""

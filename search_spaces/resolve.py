@@ -62,6 +62,7 @@ SHARED_WITH_DECODER = frozenset(
         "rms_norm_eps",
         "mlp_t",
         "forward_dtype",
+        "float32_matmul_precision",
         "canvas",
         "source",
         "path",

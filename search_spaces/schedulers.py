@@ -1,7 +1,7 @@
 """Which stopping rules a search runs with, by the scheduler's name.
 
 ``bar`` is what phases run with; ``asha`` adds halving; ``median`` stops what lies below the median
-of those that came before; ``none`` stops nothing.
+of those that came before; ``none`` stops nothing, nor does ``pbt``, whose trials copy each other.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from search_spaces.stopping import Bar, Halving, Rule, Rung, StoppingRule, show
 from trainable.errors import ConfigError, nearest
@@ -33,6 +34,7 @@ class Median:
     first: float = 0.2
     enough: int = 3
     name: str = "median"
+    waits: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.first < 1 or self.enough < 1:
@@ -63,25 +65,70 @@ SCHEDULERS: dict[str, Callable[[float], tuple[Rule, ...]]] = {
     "bar": lambda budget: (Bar(),),
     "median": lambda budget: (Median(),),
     "none": lambda budget: (),
+    "pbt": lambda budget: (),  # members copy each other, see `etrm_tune.population`
 }
 """Rules for a budget in epochs, by name."""
 
 
+SETTINGS = {
+    "bar": "bar:THRESHOLD@SHARE, such as bar:0.15@0.25 (below 15 % at a quarter of the budget)",
+    "asha": "asha:SHARE,SHARE, such as asha:0.125,0.375 (rungs as shares of the budget)",
+}
+"""How a scheduler's name carries settings of its own."""
+
+OWN_BAR = "own bar"
+"""Name of a bar with settings of its own: its stops are no answer to the plan's rules."""
+
+
 def check_scheduler(name: str) -> str:
-    """The name of a scheduler. Raises `ConfigError` for an unknown one, naming the nearest."""
+    """The name of a scheduler, with settings or without.
+
+    Raises `ConfigError` for an unknown one, naming the nearest, and for settings out of range.
+    """
+    rules_of(name, 1.0)
+    return name
+
+
+def rules_of(scheduler: str, budget: float) -> tuple[Rule, ...]:
+    """Rules for a budget in epochs: of a name (`SCHEDULERS`), or of one with `SETTINGS`.
+
+    >>> rules_of("bar:0.15@0.25", 1000)[0].milestones(1000)
+    (250.0,)
+
+    Raises `ConfigError` as `check_scheduler` does.
+    """
+    name, given, settings = scheduler.partition(":")
     if name not in SCHEDULERS:
         raise ConfigError(
             f"unknown scheduler {name!r}{nearest(name, SCHEDULERS)}: "
             f"choose from {', '.join(SCHEDULERS)}"
         )
-    return name
+    if not given:
+        return SCHEDULERS[name](budget)
+    usage = SETTINGS.get(name, f"{name} without settings")
+    try:
+        if name == "bar":
+            threshold, at = (float(part) for part in settings.split("@"))
+            if 0 < threshold < 1 and 0 < at < 1:
+                return (Bar(threshold, at, name=OWN_BAR),)
+        elif name == "asha":
+            shares = [float(part) for part in settings.split(",")]
+            if all(0 < share < 1 for share in shares):
+                return Bar(), Halving(ETA, tuple(share * budget for share in shares))
+    except (ValueError, ConfigError):
+        pass
+    return _refuse(scheduler, usage)
+
+
+def _refuse(scheduler: str, usage: str) -> NoReturn:
+    raise ConfigError(f"scheduler {scheduler!r}: give {usage}")
 
 
 def search_rule(
     scheduler: str, budget: float, *, metric: str = "train/accuracy"
 ) -> StoppingRule | None:
     """The rule of a search whose trials have `budget` epochs; None where nothing is stopped."""
-    rules = SCHEDULERS[check_scheduler(scheduler)](budget)
+    rules = rules_of(scheduler, budget)
     return StoppingRule(rules, budget=budget, metric=metric) if rules else None
 
 

@@ -12,7 +12,9 @@ placed there. Two rules:
 Values are larger-is-better. A value that is not a number passes no comparison: it fails the bar
 and never survives halving. A report that does not carry the metric (no row halted in its interval,
 say) is judged by the trial's last measured value, if that is at most a tenth of the budget old;
-otherwise it counts as not a number.
+otherwise it counts as not a number. A trial that compares with others waits for its first measured
+value, until half of its budget: no row of a trial of 32 ACT steps can have halted at step 15, and
+that says nothing about it.
 
 >>> rule = StoppingRule([Bar()], budget=1000)
 >>> rule.on_report("overfit-E2a-s0", 502, 0.123).reason
@@ -30,6 +32,9 @@ from trainable.errors import ConfigError
 
 MAX_AGE = 0.1
 """How old, as a share of the budget, a value may be that stands in for a missing one."""
+
+PATIENCE = 0.5
+"""Share of the budget until which a rule that compares trials waits for a first measured value."""
 
 STATE_VERSION = 1
 
@@ -67,6 +72,8 @@ class Decision:
     rule: str = ""
     all_reasons: tuple[str, ...] = ()
     """One per rung that this report was placed on."""
+    placed: tuple[tuple[str, float, Entry], ...] = ()
+    """Rule, milestone and entry of each of them."""
 
 
 CONTINUE = Decision(stop=False)
@@ -78,6 +85,10 @@ class Rule(Protocol):
     @property
     def name(self) -> str:
         """First word of every reason."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether a trial that has not measured anything yet is judged later (`PATIENCE`)."""
 
     def milestones(self, budget: float) -> tuple[float, ...]:
         """Epochs of the rungs for a trial with this budget, ascending."""
@@ -93,6 +104,7 @@ class Bar:
     threshold: float = 0.20
     at_fraction: float = 0.5
     name: str = "bar"
+    waits: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.at_fraction <= 1:
@@ -125,6 +137,7 @@ class Halving:
     rungs: tuple[float, ...]
     """Milestones in epochs."""
     name: str = "halving"
+    waits: bool = True
 
     def __post_init__(self) -> None:
         if self.eta <= 1:
@@ -155,9 +168,12 @@ class Halving:
         cutoff = ranked[keep - 1]
         survives = value >= cutoff
         top = f"best {keep} of {len(ranked)} (1/{self.eta:g})"
+        began = (
+            f"begin at {show(cutoff, metric)}" if cutoff > -math.inf else "are no numbers either"
+        )
         return survives, (
-            f"{show(value, metric)} {'among the' if survives else 'not among the'} {top}, "
-            f"which begin at {show(cutoff, metric)}"
+            f"{show(value, metric)} {'among the' if survives else 'not among the'} {top}, which "
+            f"{began}"
         )
 
 
@@ -211,7 +227,10 @@ class StoppingRule:
         new: list[tuple[Entry, Rung]] = []
         stopped: tuple[Entry, Rung] | None = None
         judged = self._judged_value(trial_id, epoch, value)
+        early = trial_id not in self._measured and epoch < PATIENCE * self.budget(trial_id)
         for rule in self.rules.values():
+            if early and rule.waits:
+                continue
             for milestone in rule.milestones(self.budget(trial_id)):
                 if epoch < milestone:
                     break
@@ -234,6 +253,7 @@ class StoppingRule:
             rung=rung.milestone,
             rule=rung.rule,
             all_reasons=tuple(e.reason for e, _ in new),
+            placed=tuple((at.rule, at.milestone, e) for e, at in new),
         )
 
     def _judged_value(self, trial_id: str, epoch: float, value: float | None) -> float:

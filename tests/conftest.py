@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import load_file
+
+os.environ.pop("COLUMNS", None)  # a terminal's width, as workers of pytest-xdist are told it
+settings.register_profile("no clock", deadline=None)  # a busy machine is no failure
+settings.load_profile("no clock")
 
 GOLDEN = Path(__file__).parent / "golden"
 WHOLE = Path(os.environ.get("ETRM_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
@@ -45,6 +51,14 @@ def load_golden(name: str, folder: Path = GOLDEN) -> Golden:
     return Golden(name, about["config"], about["scalars"], tensors, about.get("notes", []))
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Without Ray (a machine that has torch alone) the tests that need it are not collected."""
+    if find_spec("ray") is not None or collection_path.suffix != ".py":
+        return None
+    needs = collection_path.parent.name == "etrm_tune" or "etrm_tune" in collection_path.read_text()
+    return True if needs and collection_path != Path(__file__) else None
+
+
 @pytest.fixture
 def golden() -> Any:
     """Return the loader of golden files."""
@@ -52,5 +66,7 @@ def golden() -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
+def _plain_torch() -> None:
+    """What trials set for their process."""
     torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")

@@ -47,6 +47,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_phase1_ends_with_matrix_decisions_and_next_command(tmp_path: Path, decoder: Path) -> None:
     settings = [f"--set={name}={value}" for name, value in (BUDGET | {"halt_max_steps": 4}).items()]
     words = ["phase1", "--profile", "laptop", "--scheduler", "none", "--decoder", str(decoder)]
+    words += ["--short-trials", "off"]
     done = command(tmp_path, *words, *settings)
     assert done.returncode == 0, done.stdout + done.stderr
     for text in ("E1a", "E2a", "E2b", "E2c", "observed, n = 1", "Dashboard: http://127.0.0.1"):

@@ -21,8 +21,10 @@ import pandas as pd
 import pytest
 
 import analysis
+from analysis.rows import read_attempts
 from etrm_tune.conductor import TRIAL_RESTARTS, WORKER_RESTARTS
 from etrm_tune.run_folder import RunFolder
+from trainable.checkpoint import list_steps
 
 KILLS = int(os.environ.get("ETRM_KILLS", "3"))
 SEED = int(os.environ.get("ETRM_KILL_SEED", "0"))
@@ -43,12 +45,15 @@ SETTINGS = {
     "checkpoint_interval": 5,
 }
 WORDS = ["overfit/E4a,debug/E3_lpn_var", "--profile", "laptop", "--scheduler", "none"]
+WORDS += ["--short-trials", "off"]
 
 WORKER, TRIAL, MAIN = "train worker", "trial", "main"
 TITLES = {WORKER: "ray::RayTrainWorker", TRIAL: "ray::ResourceTrainable"}
 """What Ray calls them in their command lines; Tune wraps a trial that asks for resources."""
 RESTARTS = {WORKER: WORKER_RESTARTS, TRIAL: TRIAL_RESTARTS}
 """Kills that one session may survive, if they all hit the same trial."""
+PATIENCE_S = 1200.0
+"""For one session, however busy the machine."""
 GONE_S = 120.0
 """Seconds within which Ray ends what a killed main process left behind."""
 
@@ -203,7 +208,7 @@ class Killer:
             if kind == MAIN:
                 break
             hits[kind] += 1
-        return session.wait(timeout=500)
+        return session.wait(timeout=PATIENCE_S)
 
     def _target(self, kind: str, session: subprocess.Popen[bytes]) -> bool:
         """Wait for a process of this kind; False when the session ended without one."""
@@ -221,6 +226,23 @@ class Killer:
             time.sleep(min(left, 0.25))
 
 
+def check_kept(path: Path, expected: pd.DataFrame) -> None:
+    """Right after a kill, orphans still alive: every row up to the last checkpoint is there once,
+    and each attempt goes on where the checkpoint that it took ends."""
+    for trial_id in STEPS:
+        home = RunFolder(path).trial(trial_id)
+        saved = list_steps(home / "checkpoints")  # before the rows: a row comes first
+        last = saved[-1][0] if saved else 0
+        rows = {row["step"]: row for row in RunFolder(path).rows(trial_id)}
+        whole = expected[expected["trial_id"] == trial_id].set_index("step")
+        for step in range(1, last + 1):
+            assert step in rows, f"{trial_id}: step {step} of {last} is lost"
+            assert rows[step]["train/loss"] == whole.loc[step, "train/loss"], (trial_id, step)
+        for attempt in read_attempts(home, []) if home.is_dir() else []:
+            begin = (attempt.resumed_from or 0) + 1
+            assert list(attempt.rows) == list(range(begin, begin + len(attempt.rows)))
+
+
 def curves(path: Path) -> pd.DataFrame:
     """What every trial measured, by step, without times."""
     table = analysis.load(path).curves.sort_values(["trial_id", "step"], ignore_index=True)
@@ -230,12 +252,12 @@ def curves(path: Path) -> pd.DataFrame:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(600 + 120 * KILLS)
+@pytest.mark.timeout(1800 + 240 * KILLS)
 def test_random_kills_change_nothing(tmp_path: Path, puzzles: Path, watch: Watch) -> None:
     command = Command(tmp_path, puzzles, watch)
     began = time.monotonic()
     whole = command.begin("undisturbed")
-    assert whole.wait(timeout=500) == 0, command.output("undisturbed").read_text()
+    assert whole.wait(timeout=PATIENCE_S) == 0, command.output("undisturbed").read_text()
     session_s = time.monotonic() - began
     expected = curves(command.path("undisturbed"))
     for trial_id, steps in STEPS.items():
@@ -247,14 +269,15 @@ def test_random_kills_change_nothing(tmp_path: Path, puzzles: Path, watch: Watch
     for attempt in count(1):
         name = f"disturbed-{attempt}"
         while (code := killer.attend(command.begin(name))) == -signal.SIGKILL:
-            pass
-        print(f"{name}: killed {killer.done}")
+            check_kept(command.path(name), expected)  # and the next one starts at once
+        print(f"{name}: killed {killer.done}", flush=True)
         told = f"kills: {', '.join(killer.done)}\n{command.output(name).read_text()}"
         assert code == 0, told
         run = analysis.load(command.path(name))
         assert set(run.trials["status"]) == {"finished"}, told
         pd.testing.assert_frame_equal(curves(command.path(name)), expected, check_exact=True)
         assert not RunFolder(command.path(name)).in_use(), told
+        assert not (command.path(name) / "ray").exists(), "notes of killed sessions are cleared"
         if killer.left == 0:
             break
 

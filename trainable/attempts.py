@@ -2,7 +2,8 @@
 
 Worker processes can outlive a killed main process by a minute. So every run that starts a trial
 names itself its owner first; only workers of that owner begin an attempt, and a worker whose number
-is no longer the one in ``current_attempt`` quits.
+is no longer the one in ``current_attempt`` quits. Checkpoints and results are put in place
+`holding` the trial, so that none appears behind the back of a later attempt.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from trainable.errors import storage_error
+
 
 class SupersededError(RuntimeError):
     """Another run has taken this trial over."""
@@ -20,15 +23,24 @@ class SupersededError(RuntimeError):
 
 @contextlib.contextmanager
 def _locked(out_dir: Path) -> Iterator[None]:
-    with (out_dir / "attempt.lock").open("w") as file:
+    try:
+        file = (out_dir / "attempt.lock").open("w")
+    except OSError as error:
+        raise storage_error(out_dir, error) from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise storage_error(path, error) from error
 
 
 def last_attempt(out_dir: Path) -> int:
@@ -42,7 +54,10 @@ def last_attempt(out_dir: Path) -> int:
 
 def begin_attempt(out_dir: Path, owner: str) -> int:
     """Take the trial over for ``owner``: workers of every earlier owner see a larger number."""
-    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(out_dir, error) from error
     with _locked(out_dir):
         attempt = last_attempt(out_dir) + 1
         _write(out_dir / "attempt_owner", owner)
@@ -63,3 +78,26 @@ def claim_attempt(out_dir: Path, owner: str) -> int:
             attempt += 1
             _write(out_dir / "current_attempt", str(attempt))
     return attempt
+
+
+def is_current(out_dir: Path, attempt: int) -> bool:
+    """Whether no later attempt of this trial has begun."""
+    try:
+        return int((out_dir / "current_attempt").read_text()) <= attempt
+    except (FileNotFoundError, ValueError):
+        return True
+
+
+@contextlib.contextmanager
+def holding(out_dir: Path, attempt: int) -> Iterator[None]:
+    """No later attempt begins inside: what is put in place here, it will find.
+
+    A checkpoint that an orphan put in place *after* a later attempt had chosen its own would break
+    the curve: the attempt after both would continue from it, without the rows before it.
+
+    Raises `SupersededError` when a later attempt has begun already.
+    """
+    with _locked(out_dir):
+        if not is_current(out_dir, attempt):
+            raise SupersededError(f"a later attempt of {out_dir.name} has begun")
+        yield

@@ -8,46 +8,45 @@ of them. A stranger's file cannot run code. Files of the public implementations 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
+from trainable.attempts import SupersededError
 from trainable.config import SEMANTICS_VERSION, ModelConfig, TrialConfig
-from trainable.errors import CheckpointError, UserError
+from trainable.errors import CheckpointError, storage_error
 
 FORMAT = "etrm-tune"
 SCHEMA_VERSION = 1
 _STEP = re.compile(r"step-(\d+)\.pt$")
 
 State = dict[str, Any]
-
-
-class StorageError(UserError):
-    """A file cannot be written."""
+Guard = Callable[[], AbstractContextManager[object]]
 
 
 # --- writing and reading files ---------------------------------------------------------------
 
 
-def write_atomically(path: Path, state: Any) -> None:
-    """`torch.save` to a temporary file, flushed to disk, then renamed over `path`."""
-    _replace(path, lambda file: torch.save(state, file))
+def write_atomically(path: Path, state: Any, *, guard: Guard = nullcontext) -> None:
+    """`torch.save` to a temporary file, flushed to disk, then renamed inside `guard`."""
+    _replace(path, lambda file: torch.save(state, file), guard)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
     """The same for text in UTF-8."""
-    _replace(path, lambda file: file.write(text.encode()))
+    _replace(path, lambda file: file.write(text.encode()), nullcontext)
 
 
-def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def _replace(path: Path, write: Callable[[BinaryIO], object], guard: Guard) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,24 +54,16 @@ def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        with guard():
+            temporary.replace(path)
+    except SupersededError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise storage_error(path, error) from error
-
-
-def storage_error(path: Path, error: Exception) -> StorageError:
-    """One line for a failed write: a full disk, a read-only one, or the system's own words."""
-    number = getattr(error, "errno", None)
-    if number == errno.ENOSPC or "enospc" in str(error).lower():
-        return StorageError(f"disk full while writing {path}: free space, then run again")
-    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return StorageError(
-            f"cannot write {path} (read-only or no permission): choose another folder "
-            f"(--runs DIR, --out FOLDER)"
-        )
-    return StorageError(f"cannot write {path}: {str(error).splitlines()[0]}")
 
 
 def read(path: str | Path) -> State:
@@ -102,17 +93,35 @@ def read(path: str | Path) -> State:
 # --- our own ---------------------------------------------------------------------------------
 
 
-def save(folder: Path, step: int, state: State, *, keep: int) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    state: State,
+    *,
+    keep: int,
+    guard: Guard = nullcontext,
+) -> Path:
     """Write ``step-<n>.pt``; drop all but the newest `keep` files, and what a killed writer left.
 
-    Raises `StorageError` for a full or read-only disk; the files that were there stay.
+    Args:
+        folder: of the trial's checkpoints.
+        step: optimizer steps done.
+        state: what to write.
+        keep: how many files stay.
+        guard: gives what is held while files change (`trainable.attempts.holding`).
+
+    Raises `StorageError` for a full or read-only disk; the files that were there stay. What `guard`
+    raises passes.
     """
     path = folder / f"step-{step}.pt"
-    for torn in folder.glob("step-*.pt.*.tmp"):
-        torn.unlink(missing_ok=True)
-    write_atomically(path, {"format": FORMAT, "schema_version": SCHEMA_VERSION, **state})
-    for old in list_steps(folder)[:-keep]:
-        old[1].unlink(missing_ok=True)
+    with guard():
+        for torn in folder.glob("step-*.pt.*.tmp"):
+            torn.unlink(missing_ok=True)
+    whole = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **state}
+    write_atomically(path, whole, guard=guard)
+    with guard():
+        for old in list_steps(folder)[:-keep]:
+            old[1].unlink(missing_ok=True)
     return path
 
 
@@ -136,8 +145,16 @@ def newest(folder: Path) -> tuple[Path, State] | None:
 
 
 def read_own(path: str | Path) -> State:
-    """Read a checkpoint of ours. Raises `CheckpointError` for another format or a newer schema."""
+    """Read a checkpoint of ours, every byte checked against its checksum (torch does not).
+
+    Raises `CheckpointError` for a damaged file, another format or a newer schema.
+    """
     state = read(path)
+    with contextlib.suppress(zipfile.BadZipFile, OSError), zipfile.ZipFile(path) as archive:
+        if (damaged := _first_damaged(archive)) is not None:
+            raise CheckpointError(
+                f"{path} is damaged (checksum of {damaged}): restore it, or give another checkpoint"
+            )
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a training checkpoint of etrm-tune")
     if not isinstance(version := state.get("schema_version"), int):
@@ -145,6 +162,13 @@ def read_own(path: str | Path) -> State:
     if version > SCHEMA_VERSION:
         raise CheckpointError(f"{path} was written by a newer etrm-tune: upgrade to read it")
     return state
+
+
+def _first_damaged(archive: zipfile.ZipFile) -> str | None:
+    try:
+        return archive.testzip()
+    except Exception as error:  # garbage can make the reader fail in any way
+        return str(error) or type(error).__name__
 
 
 def stored_config(state: State) -> TrialConfig | None:

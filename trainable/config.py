@@ -276,6 +276,20 @@ class TrialConfig(_Frozen):
         0, ge=0, description="warm-up of a group from the step at which it thaws, 0 = none (A16)"
     )
 
+    # A schedule that population-based training has found, or is about to.
+    population: str | None = Field(
+        None, description="the population that a trial is a member of: all that decides its rates"
+    )
+    lr_factors: tuple[tuple[int, float], ...] = Field(
+        (), description="(step, factor): after that step lr is multiplied by the factor"
+    )
+
+    float32_matmul_precision: Literal["highest", "high", "medium"] = Field(
+        "highest",
+        description="as torch.set_float32_matmul_precision; medium: factors rounded to bfloat16, "
+        "where the processor computes such products faster",
+    )
+
     # The pretrained decoder.
     pretrained_decoder: bool = False
     decoder: str | None = Field(None, description="checkpoint to load the decoder from")
@@ -285,8 +299,10 @@ class TrialConfig(_Frozen):
 
     # How it runs: outside the identity.
     num_threads: int = Field(1, ge=1, description="torch threads of one worker")
-    compile: bool = Field(
-        False, description="torch.compile the decoder (canvas 'full') or the MLPs ('demos')"
+    compile: bool | None = Field(
+        None,
+        description="torch.compile the decoder (canvas 'full') or the halves of its blocks "
+        "('demos'); unset: on CUDA, canvas 'demos', from 512 wide on, where it was measured to pay",
     )
 
     @model_validator(mode="after")
@@ -379,6 +395,13 @@ class TrialConfig(_Frozen):
         values = self.model_dump(mode="json")
         for outside in _OUTSIDE_IDENTITY:
             values.pop(outside)
+        # A member's factors follow from its population; other trials are as before there were any.
+        if values["population"] is not None or not values["lr_factors"]:
+            values.pop("lr_factors")
+        if values["population"] is None:
+            values.pop("population")
+        if values["float32_matmul_precision"] == "highest":  # as before there was a choice
+            values.pop("float32_matmul_precision")
         for outside in _OUTSIDE_IDENTITY_OF_MODEL:
             values["model"].pop(outside)
         values["data"].pop("path")

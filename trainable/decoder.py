@@ -226,6 +226,26 @@ def decoder_metrics(module: torch.nn.Module, decoder: Decoder) -> dict[str, floa
     }
 
 
+def drift_metrics(module: torch.nn.Module, decoder: Decoder) -> dict[str, float]:
+    """How far training has moved the recursion of `module` from its source, trained or frozen.
+
+    ``drift/relative``: length of the difference of all shared tensors divided by the length of the
+    source; ``drift/max``: largest absolute difference of one value. NaN where a value is.
+    """
+    apart = length = largest = torch.zeros((), dtype=torch.float64)
+    for name, mine in _recursion(module).items():
+        theirs = decoder.tensors.get(name)
+        if theirs is None or theirs.shape != mine.shape:
+            continue
+        theirs = theirs.to(mine.device, mine.dtype).double()
+        distance = mine.double() - theirs
+        apart = apart.to(mine.device) + distance.square().sum()
+        length = length.to(mine.device) + theirs.square().sum()
+        largest = torch.maximum(largest.to(mine.device), distance.abs().max())
+    ratio = (apart / length).sqrt() if float(length) else apart * math.nan
+    return {"drift/relative": float(ratio), "drift/max": float(largest)}
+
+
 def loading_metrics(module: torch.nn.Module, decoder: Decoder) -> dict[str, float]:
     """`decoder_metrics` right after `load_decoder`, and what was loaded.
 

@@ -1,7 +1,7 @@
 """What the configuration knows about every demonstration encoder, without torch.
 
-One entry per encoder of `trainable.models.encoders.ENCODERS`; a test holds them equal to the
-classes.
+`ENCODER_FACTS` is the registry: one line per encoder. `trainable.models.encoders.ENCODERS` has the
+classes; a test holds them equal to what is said here.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ _PRE = {"encoder_norm_style": "pre"}
 
 @dataclass(frozen=True)
 class EncoderFacts:
-    """`effective`: the options that it reads; `fixed`: what it does anyway, so that an option with
+    """`at`: its class as ``file:Class`` below trainable/models/encoders; `effective`: the options
+    that it reads; `fixed`: what it does anyway, so that an option with
     this value says nothing wrong; `variational`: it has a KL term; `recurrent`: it carries a state.
     """
 
+    at: str = ""
     effective: frozenset[str] = frozenset()
     fixed: Mapping[str, Any] = field(default_factory=dict)
     variational: bool = False
@@ -43,17 +45,21 @@ class EncoderFacts:
 
 
 ENCODER_FACTS: dict[str, EncoderFacts] = {
-    "standard": EncoderFacts(GRID | SETS),
-    "variational": EncoderFacts(GRID | SETS, variational=True),
-    "hybrid_standard": EncoderFacts(CELLS | SETS, _TOKEN),
-    "hybrid_variational": EncoderFacts(CELLS | SETS, _TOKEN, variational=True),
-    "lpn_standard": EncoderFacts(CELLS, _TOKEN | _PRE),
-    "lpn_variational": EncoderFacts(CELLS, _TOKEN | _PRE, variational=True),
-    "lpn_variational_v2": EncoderFacts(CELLS, _TOKEN | _PRE, variational=True),
-    "lpn": EncoderFacts(fixed=_TOKEN | _PRE),
-    "lpn_var": EncoderFacts(LATENT, _TOKEN | _PRE, variational=True),
-    "recurrent_standard": EncoderFacts(GRID | BLEND, recurrent=True),
-    "trm_style": EncoderFacts(GRID | BLEND | CYCLES, recurrent=True),
+    "standard": EncoderFacts("standard:Standard", GRID | SETS),
+    "variational": EncoderFacts("standard:Variational", GRID | SETS, variational=True),
+    "hybrid_standard": EncoderFacts("hybrid:HybridStandard", CELLS | SETS, _TOKEN),
+    "hybrid_variational": EncoderFacts(
+        "hybrid:HybridVariational", CELLS | SETS, _TOKEN, variational=True
+    ),
+    "lpn_standard": EncoderFacts("lpn:LPNStandard", CELLS, _TOKEN | _PRE),
+    "lpn_variational": EncoderFacts("lpn:LPNVariational", CELLS, _TOKEN | _PRE, variational=True),
+    "lpn_variational_v2": EncoderFacts(
+        "lpn:LPNVariationalV2", CELLS, _TOKEN | _PRE, variational=True
+    ),
+    "lpn": EncoderFacts("paper:LPN", fixed=_TOKEN | _PRE),
+    "lpn_var": EncoderFacts("paper:LPNVar", LATENT, _TOKEN | _PRE, variational=True),
+    "recurrent_standard": EncoderFacts("recurrent:RecurrentStandard", GRID | BLEND, recurrent=True),
+    "trm_style": EncoderFacts("recurrent:TRMStyle", GRID | BLEND | CYCLES, recurrent=True),
 }
 
 ENCODER_TYPES = tuple(ENCODER_FACTS)
@@ -107,7 +113,7 @@ def ineffective_options(config: ModelConfig | TrialConfig) -> dict[str, str]:
         facts = EncoderFacts()
     else:
         name = model.encoder_name
-        facts = ENCODER_FACTS.get(name, EncoderFacts(ENCODER_OPTIONS))
+        facts = ENCODER_FACTS.get(name, EncoderFacts(effective=ENCODER_OPTIONS))
         for option in sorted(ENCODER_OPTIONS - facts.effective):
             if is_set(option) and getattr(model, option) != facts.fixed.get(option):
                 found[option] = f"encoder {name!r} does not read it"

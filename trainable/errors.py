@@ -8,7 +8,9 @@ traceback.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -25,6 +27,27 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint cannot be read, or does not fit the configuration."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The disk, a quota, or the size allowed for a file."""
+
+
+class StorageError(UserError):
+    """A file cannot be written: not the trial's fault, it goes on when there is room."""
+
+
+def storage_error(path: Path, error: Exception) -> StorageError:
+    """One line for a failed write: a full disk, a read-only one, or the system's own words."""
+    number = getattr(error, "errno", None)
+    if number in FULL or "enospc" in str(error).lower():
+        return StorageError(f"disk full while writing {path}: free space, then run again")
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return StorageError(
+            f"cannot write {path} (read-only or no permission): choose another folder "
+            f"(--runs DIR, --out FOLDER)"
+        )
+    return StorageError(f"cannot write {path}: {str(error).splitlines()[0]}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -31,11 +31,15 @@ from trainable.data.controls import (
 from trainable.evaluation import ArcVoting
 from trainable.losses import row_scores
 from trainable.models import Outputs, RecursiveModel
+from trainable.models.transfer import hosted
 from trainable.random import numpy_generator
 
 CONTROLS = ("normal", "zeroed", "shuffled", "other")
 """Demonstrations as they are; context set to zero; outputs permuted among a row's demonstrations;
 another puzzle's demonstrations."""
+
+CALIBRATION_BINS = 10
+"""Tenths of the halting probability that a reliability table has."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,13 @@ class Evaluation:
 
 
 def to_tensors(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """A batch of arrays as tensors on `device`, same names and dtypes."""
-    return {
-        name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.items()
-    }
+    """A batch of arrays as tensors on `device`, same names and dtypes.
+
+    To CUDA they go in their small integer types, through pinned memory, and the host keeps what
+    decides shapes.
+    """
+    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+    return tensors if device.type == "cpu" else hosted(tensors, device)
 
 
 def real_rows(batch: Batch) -> Batch:
@@ -88,12 +95,16 @@ def run_act(
 
 
 class _Sums:
-    """Sums over rows that are scored, on the device, in float64."""
+    """Sums over rows that are scored, on the device, in float64.
+
+    Then, for every tenth of the halting probability: rows, right ones, summed probability.
+    """
 
     names = ("count", "accuracy", "exact_accuracy", "q_halt_accuracy", "lm_loss", "q_halt_loss")
 
     def __init__(self, device: torch.device) -> None:
-        self.values = torch.zeros(len(self.names), dtype=torch.float64, device=device)
+        size = len(self.names) + 3 * CALIBRATION_BINS
+        self.values = torch.zeros(size, dtype=torch.float64, device=device)
 
     def add(self, outputs: Outputs, batch: dict[str, Tensor]) -> None:
         """Add a batch without padding; rows of unknown solution count nowhere.
@@ -117,13 +128,35 @@ class _Sums:
             ]
         )
         scored = (count > 0) | (~batch["fits"] if "fits" in batch else count < 0)
-        self.values += torch.where(scored, rows, 0.0).sum(1)
+        self.values[: len(self.names)] += torch.where(scored, rows, 0.0).sum(1)
+        sure = q.double().sigmoid().nan_to_num(0.0)
+        tenth = (sure * CALIBRATION_BINS).long().clamp_max(CALIBRATION_BINS - 1)
+        told = torch.stack([torch.ones_like(sure), right.double(), sure])
+        tenths = self.values[len(self.names) :].view(3, -1)
+        tenths.index_add_(1, tenth, torch.where(scored, told, 0.0))
+
+    def calibration(self) -> dict[str, float]:
+        """Whether the Q-head's probabilities are true, from the sums as they stand.
+
+        ``q_rows/k``: share of rows whose halting probability lies in tenth k; ``q_right/k``: share
+        of those whose grid is right (absent without rows); ``q_halt_calibration_error``: mean
+        distance of probability and share over the rows.
+        """
+        rows, right, sure = self.values[len(self.names) :].view(3, -1).tolist()
+        if not (count := sum(rows)):
+            return {}
+        found = {f"q_rows/{k}": n / count for k, n in enumerate(rows, start=1)}
+        found |= {
+            f"q_right/{k}": r / n for k, (n, r) in enumerate(zip(rows, right, strict=True), 1) if n
+        }
+        apart = sum(abs(p - r) for p, r in zip(sure, right, strict=True))
+        return found | {"q_halt_calibration_error": apart / count}
 
     def means(self) -> dict[str, float]:
         """Means over scored rows and ranks; NaN where nothing was scored."""
         if dist.is_initialized():
             dist.all_reduce(self.values)
-        total = self.values.tolist()
+        total = self.values[: len(self.names)].tolist()
         count = total[0]
         means = {
             n: v / count if count else float("nan") for n, v in zip(self.names, total, strict=True)
@@ -187,6 +220,7 @@ def evaluate(
     means["loss"] = means["lm_loss"] + 0.5 * means["q_halt_loss"]
     means["steps"] = float(model.config.halt_max_steps)  # every row runs all of them
     means["num_aug"] = float(data.eval_num_aug)
+    means |= sums.calibration()
     metrics = {f"{prefix}/{name}": value for name, value in means.items()}
     return Evaluation(metrics | result.metrics(prefix), result.tasks, voting)
 
@@ -199,8 +233,8 @@ def demonstration_controls(
     Every training query of the original puzzles, untranslated, full ACT: with its demonstrations,
     with a zero context, with the outputs permuted among its demonstrations, and with another
     puzzle's demonstrations (NaN where there is no other). Returns ``control/<way>_accuracy`` and
-    ``…_exact_accuracy``, and the trivial baselines over the same rows. Every rank computes the
-    same.
+    ``…_exact_accuracy``, and the trivial baselines over the same rows; with its own demonstrations
+    the Q-head's calibration too. Every rank computes the same.
     """
     metrics: dict[str, float] = {}
     with evaluation_mode(model):
@@ -225,6 +259,8 @@ def demonstration_controls(
             count = float(sums.values[0])
             for name, value in zip(sums.names[1:3], sums.values[1:3].tolist(), strict=True):
                 metrics[f"control/{way}_{name}"] = value / count if count else float("nan")
+            if way == "normal":
+                metrics |= {f"control/{n}": value for n, value in sums.calibration().items()}
     return metrics | trivial_baselines(control_batches(data, batch_size))
 
 

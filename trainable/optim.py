@@ -108,9 +108,22 @@ class SignSGDEmbedding:
 @torch.no_grad()
 def sign_sgd_(table: Tensor, ids: Tensor, grad: Tensor, *, lr: float, weight_decay: float) -> None:
     """In-place sparse sign-SGD of `table` (N, ndim) at rows `ids` (R) with `grad` (R, ndim)."""
+    if ids.device.type == "cuda":
+        _sign_sgd_without_waiting_(table, ids, grad, lr=lr, weight_decay=weight_decay)
+        return
     rows, of = torch.unique(ids.long(), return_inverse=True)
     sums = grad.new_zeros(rows.shape[0], grad.shape[1]).index_add_(0, of, grad)
     table[rows] = table[rows] * (1 - lr * weight_decay) - lr * sums.sign()
+
+
+def _sign_sgd_without_waiting_(
+    table: Tensor, ids: Tensor, grad: Tensor, *, lr: float, weight_decay: float
+) -> None:
+    """The same where the host must not learn how many rows are distinct: a row is written as often
+    as it occurs, always with the same values."""
+    first = (ids[:, None] == ids[None, :]).int().argmax(1)
+    sums = torch.zeros_like(grad).index_add_(0, first, grad)[first]
+    table[ids.long()] = table[ids.long()] * (1 - lr * weight_decay) - lr * sums.sign()
 
 
 def learning_rate(
@@ -125,11 +138,11 @@ def learning_rate(
 
 
 @torch.no_grad()
-def grad_norm(params: Iterable[nn.Parameter]) -> Tensor:
-    """Global L2 norm of the gradients (scalar float32); 0 without gradients."""
+def grad_norm(params: Iterable[nn.Parameter], device: torch.device | None = None) -> Tensor:
+    """Global L2 norm of the gradients (scalar float32); 0, on `device`, without gradients."""
     grads = [p.grad for p in params if p.grad is not None]
     if not grads:
-        return torch.zeros(())
+        return torch.zeros((), device=device)
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)).float())
     return norm
 

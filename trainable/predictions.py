@@ -1,13 +1,16 @@
 """Predictions of one checkpoint on a few puzzles after every ACT step, for people to look at.
 
-Every training query and every held-out query that the trial's data holds is answered once,
-un-augmented and without voting; of each role the solved, nearly solved and failed ones are kept, in
-stored order, up to `MOST` together. ``tally`` counts all of them.
+Training and held-out queries of the trial's data are answered in turns, un-augmented and without
+voting, until all are, or `QUERIES` of each role, or a given time is over; of each role the solved,
+nearly solved and failed ones are kept, in stored order, up to `MOST` together. ``tally`` counts all
+that were answered.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +35,8 @@ QUERIES = 64
 """Queries answered of each role, at most."""
 NEARLY = 0.8
 """Share of right cells from which on a wrong answer is nearly solved (ours)."""
-BATCH = 16
+BATCH = 8
+"""Queries answered together: few, so that a time limit is kept."""
 ROLES = ("trained", "held out")
 OUTCOMES = ("solved", "nearly solved", "failed")
 
@@ -47,9 +51,14 @@ class _Query:
         return self.row.group.pairs[self.row.pair]
 
 
-def predict_puzzles(loaded: LoadedModel, *, most: int = MOST) -> dict[str, Any]:
+def predict_puzzles(
+    loaded: LoadedModel, *, most: int = MOST, seconds: float | None = None
+) -> dict[str, Any]:
     """Content of ``predictions.json``: ``schema_version``, ``checkpoint``, ``weights``, ``step``,
-    ``tally`` (role → queries, solved, nearly solved, failed) and ``puzzles``.
+    ``complete`` (not cut by `seconds`), ``tally`` (role → available, queries answered, solved,
+    nearly solved, failed) and ``puzzles``.
+
+    No batch is begun after `seconds`; the first one always is.
 
     A puzzle has ``task``, ``role``, ``outcome``, ``demos``, ``input``, ``output`` and ``steps``,
     one for each ACT step: ``grid`` (over the rectangle of the truth, −1 for no colour), ``size``
@@ -63,51 +72,71 @@ def predict_puzzles(loaded: LoadedModel, *, most: int = MOST) -> dict[str, Any]:
             f"run of ours"
         )
     data = ArcData.from_config(loaded.trial)
-    queries = list(_queries(data))
+    piles = [list(_queries(data, role)) for role in ROLES]
+    turns = itertools.zip_longest(*(pile[:QUERIES] for pile in piles))
+    queries = [query for turn in turns for query in turn if query is not None]
     answered: list[dict[str, Any]] = []
+    began = time.monotonic()
     for at in range(0, len(queries), BATCH):
+        if at and seconds is not None and time.monotonic() - began > seconds:
+            break
         part = queries[at : at + BATCH]
         for query, steps in zip(part, _answer(loaded, data, part), strict=True):
             answered.append(_told(query, steps))
     tally: dict[str, dict[str, int]] = {}
-    for role in dict.fromkeys(query.role for query in queries):
+    for role, pile in zip(ROLES, piles, strict=True):
         mine = [one["outcome"] for one in answered if one["role"] == role]
-        tally[role] = {"queries": len(mine)} | {o: mine.count(o) for o in OUTCOMES}
+        if pile:
+            counts = {outcome: mine.count(outcome) for outcome in OUTCOMES}
+            tally[role] = {"available": len(pile), "queries": len(mine)} | counts
     return {
         "schema_version": 1,
         "checkpoint": loaded.path.name,
         "weights": loaded.weights,
         "step": loaded.step,
+        "complete": len(answered) == len(queries),
         "tally": tally,
         "puzzles": _choose(answered, most),
     }
 
 
-def write_predictions(checkpoint: str | Path, folder: str | Path, *, most: int = MOST) -> Path:
+def write_predictions(
+    checkpoint: str | Path,
+    folder: str | Path,
+    *,
+    most: int = MOST,
+    seconds: float | None = None,
+) -> Path:
     """`predict_puzzles` of a checkpoint as ``predictions.json`` in a trial's folder.
 
     Raises `CheckpointError` when the checkpoint cannot be loaded.
     """
     loaded = load_model(checkpoint, options={"forward_dtype": "float32"})
-    told = predict_puzzles(loaded, most=most)
+    if torch.cuda.is_available():
+        loaded.model.to("cuda")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(
+        max(1, threads // 2)
+    )  # a run beside it would make more wait for each other
+    try:
+        told = predict_puzzles(loaded, most=most, seconds=seconds)
+    finally:
+        torch.set_num_threads(threads)
     path = Path(folder) / FILE
     write_text_atomically(path, json.dumps(told, separators=(",", ":")) + "\n")
     return path
 
 
-def _queries(data: ArcData) -> Iterator[_Query]:
-    """Queries with a known solution: of the training puzzles, then the held-out ones."""
+def _queries(data: ArcData, role: str) -> Iterator[_Query]:
+    """Queries with a known solution: of the training puzzles, or of the held-out ones."""
     held_out = set(data.eval_ids)
     trained = [group for group in data.train_groups if group.puzzle.id not in held_out]
-    for role, groups in zip(ROLES, (trained, data.eval_groups), strict=True):
-        count = 0
-        for group in groups:
-            plain = group.plain()
-            wanted = {id(pair) for pair in group.puzzle.queries if pair.output is not None}
-            for at in plain.rows:
-                if id(plain.pairs[at]) in wanted and count < QUERIES:
-                    count += 1
-                    yield _Query(role, Row(plain, 0, at))
+    for group in trained if role == ROLES[0] else data.eval_groups:
+        plain = group.plain()
+        wanted = {id(pair) for pair in group.puzzle.queries if pair.output is not None}
+        for at in plain.rows:
+            if id(plain.pairs[at]) in wanted:
+                yield _Query(role, Row(plain, 0, at))
 
 
 def _answer(
@@ -115,13 +144,14 @@ def _answer(
 ) -> list[list[dict[str, Any]]]:
     """Every query's answer after every ACT step."""
     model = loaded.model
-    batch = to_tensors(data.build([query.row for query in queries]), torch.device("cpu"))
+    device = next(model.parameters()).device
+    batch = to_tensors(data.build([query.row for query in queries]), device)
     answers: list[list[dict[str, Any]]] = [[] for _ in queries]
     with evaluation_mode(model):
         carry = model.initial_carry(batch)
         for step in range(1, model.config.halt_max_steps + 1):
             carry, outputs = model(carry, batch)
-            tokens = outputs["logits"].argmax(-1).numpy()
+            tokens = outputs["logits"].argmax(-1).cpu().numpy()
             halting = outputs["q_halt_logits"].float().sigmoid().tolist()
             sizes = crop_sizes(tokens).tolist()
             for i, query in enumerate(queries):

@@ -1,6 +1,7 @@
-"""One trial inside Ray: a Tune trial whose `TorchTrainer` workers run the training loop.
+"""One trial inside Ray: a Tune trial whose `TorchTrainer` workers run the training loop, or, where
+trials are shorter than a trainer's start, a Tune trial that forks one process for it.
 
-The only file of this room that knows Ray. The shape, and what it avoids:
+The only file of this room that knows Ray. The trainer's shape, and what it avoids:
 
 - A *class* Trainable runs ``TorchTrainer.fit()`` in a thread. (A function driver hangs when Tune is
   busy for longer than the rest of ``fit`` after the last report.)
@@ -17,17 +18,17 @@ internal to Ray: `TESTED_RAY` names the versions with which the tests of this fi
 from __future__ import annotations
 
 import contextlib
-import importlib
-import json
 import logging
 import math
 import os
 import queue as queue_module
+import secrets
+import socket
 import threading
 import time
-import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,29 +37,41 @@ import ray.train
 import torch
 from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.backend import Backend
 from ray.train.collective import broadcast_from_rank_zero
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.config import LoggingConfig
 from ray.util.queue import Queue
 
 from trainable.attempts import SupersededError, claim_attempt
-from trainable.config import TrialConfig
+from trainable.forked import Child, Nursery
+from trainable.mirrored import elsewhere
+from trainable.worker import (
+    SUPERSEDED,
+    TRAIN_FUNCTION,
+    TrialSpec,
+    keep_to_share,
+    outcome_of,
+    run_loop,
+    set_threads,
+)
+
+__all__ = ["TRAIN_FUNCTION", "ForkedTrial", "RayTrial", "TrialSpec"]
 
 TESTED_RAY = ("2.60.0",)
 """Ray versions with which the tests of this file passed."""
-
-TRAIN_FUNCTION = "trainable.loop:train"
 
 EPOCH, ACCURACY = "epoch", "train/accuracy"
 
 _RAY_ENVIRONMENT = {
     # A report is taken once per poll: 2 s by default, which would be the cost of a row.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.05",  # until rows show their pace
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.03",  # until rows show their pace
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",  # it would log every row
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's list of train runs
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_worker_niceness": "0",  # 15 by default
     # Workers train in a thread, whose arena gives large blocks back at once: 13,000 page faults a
@@ -84,135 +97,102 @@ def ray_environment() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in _RAY_ENVIRONMENT.items()}
 
 
-@dataclass(frozen=True)
-class TrialSpec:
-    """What a Tune trial needs to know, as plain values that survive a trip through JSON."""
-
-    trial_id: str
-    out_dir: str
-    config: dict[str, Any]
-    owner: str
-    """Token of the conductor that started this trial (`begin_attempt`)."""
-    num_workers: int = 1
-    worker_resources: dict[str, float] = field(default_factory=lambda: {"CPU": 1.0})
-    max_failures: int = 3
-    """Restarts after a worker died; each resumes from the loop's newest checkpoint."""
-    storage: str = ""
-    """Scratch folder that Ray writes to and nobody reads."""
-    train: str = TRAIN_FUNCTION
-    """``module:function`` with the signature of `trainable.loop.train`."""
-
-    @property
-    def use_gpu(self) -> bool:
-        """Whether a worker asks for a GPU or a share of one."""
-        return self.worker_resources.get("GPU", 0) > 0
-
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> TrialSpec:
-        """Inverse of `to_json`."""
-        return cls(**json.loads(text))
-
-
 # The worker: one process of a trial.
 
 
-def load_function(path: str) -> Callable[..., Any]:
-    """The function that ``module:function`` names."""
-    module, _, name = path.partition(":")
-    function = getattr(importlib.import_module(module), name)
-    assert callable(function), path
-    return function  # type: ignore[no-any-return]
-
-
-def set_threads(count: int) -> None:
-    """Torch's threads of this process, whatever Ray has derived from CPU shares."""
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = str(count)
-    torch.set_num_threads(count)
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's type and last line of text, without Ray's tracebacks around it."""
-    failures = getattr(error, "worker_failures", None)
-    if isinstance(failures, Mapping) and failures:
-        rank, cause = next(iter(failures.items()))
-        return f"worker {rank}: {one_line(cause)}"
-    base = getattr(error, "_base_exc", None) or getattr(error, "cause", None)
-    if isinstance(base, BaseException) and base is not error:
-        return one_line(base)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    name = type(error).__name__
-    if name in ("RayActorError", "ActorDiedError", "ActorUnavailableError"):
-        return "a worker process died (killed, or out of memory)"
-    text = lines[-1] if lines else ""
-    return text if text.startswith(name) else f"{name}: {text}"[:500]
-
-
 def run_worker(settings: dict[str, str]) -> dict[str, Any]:
-    """Body of every `TorchTrainer` worker: threads, attempt number, then the loop.
-
-    Returns ``status``, ``reason``, ``step``, ``total_steps``. An exception of a single worker comes
-    back as status ``failed``, since it would only come again; with several workers it is
-    raised, because the others wait in a collective and must be restarted with it.
-    """
+    """Body of every `TorchTrainer` worker: threads, attempt number, then the loop (`run_loop`)."""
     spec = TrialSpec.from_json(settings["spec"])
-    out_dir = Path(spec.out_dir)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    config = TrialConfig(**spec.config)
-    set_threads(config.num_threads)
+    set_threads(int(spec.config["num_threads"]))
     # Else a line with every row.
     logging.getLogger("ray.train.v2._internal.execution.context").setLevel(logging.WARNING)
     if spec.use_gpu:
         torch.cuda.set_device(get_device())
+        keep_to_share(spec)
 
-    attempt = -1
-    if rank == 0:
-        with contextlib.suppress(SupersededError):
-            attempt = claim_attempt(out_dir, spec.owner)
-    attempt = broadcast_from_rank_zero(attempt)
-    if attempt < 0:
-        return {"status": "superseded", "reason": "another run took this trial over"}
+    with elsewhere(spec) as send_rows:
+        attempt = -1
+        if rank == 0:
+            with contextlib.suppress(SupersededError):
+                attempt = claim_attempt(Path(spec.out_dir), spec.owner)
+        attempt = broadcast_from_rank_zero(attempt)
+        if attempt < 0:
+            return SUPERSEDED
 
-    def report(row: Mapping[str, Any]) -> bool:
-        ray.train.report(dict(row))
-        return False  # Tune stops a trial by stopping its workers
+        def report(row: Mapping[str, Any]) -> bool:
+            send_rows()
+            ray.train.report(dict(row))
+            return False  # Tune stops a trial by stopping its workers
 
-    with (
-        (out_dir / ("log" if rank == 0 else f"log-{rank}")).open("a", buffering=1) as log,
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-    ):
-        try:
-            result = load_function(spec.train)(
-                config,
-                out_dir=out_dir,
-                report=report,
-                resume_from="auto",
-                progress=False,
-                attempt=attempt,
-            )
-        except Exception as error:
-            traceback.print_exc()
-            if world_size > 1:
-                raise
-            return {"status": "failed", "reason": one_line(error)}
-    return {
-        "status": result.status,
-        "reason": result.reason or "",
-        "step": result.step,
-        "total_steps": result.total_steps,
-    }
+        return run_loop(spec, attempt, report, rank=rank, world=world_size)
+
+
+# Workers of one machine meet without a port: `torch`'s store listens on every interface, and anyone
+# who reaches it may write there.
+
+
+@dataclass
+class MeetingConfig(TorchConfig):
+    """`TorchConfig` for the workers of one machine."""
+
+    folder: str = ""
+    """Where they meet."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return MeetingBackend
+
+
+class MeetingBackend(Backend):
+    """Process groups by way of a file."""
+
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: MeetingConfig) -> None:
+        """Every worker joins, after each start of the group."""
+        file = Path(backend_config.folder) / f"meeting-{secrets.token_hex(8)}"
+        gpus = worker_group.get_resources_per_worker().get("GPU", 0)
+        how = ("nccl" if gpus else "gloo", f"file://{file}", backend_config.timeout_s)
+        worker_group.execute(join_group, *how)
+
+    def on_shutdown(self, worker_group: Any, backend_config: MeetingConfig) -> None:
+        """The group ends; workers that died have nothing to leave."""
+        if len(worker_group) > 1:
+            with contextlib.suppress(Exception):
+                ray.get(worker_group.execute_async(leave_group), timeout=LEAVE_S)
+
+
+LEAVE_S = 30.0
+
+
+def join_group(backend: str, init_method: str, timeout_s: int) -> None:
+    """In a worker: the process group of all."""
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    if loopback is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    torch.distributed.init_process_group(
+        backend,
+        init_method=init_method,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_s),
+    )
+
+
+def leave_group() -> None:
+    """In a worker."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 # The controller's side and the trial's side.
 
 
-FASTEST_POLL, SLOWEST_POLL = 0.05, 1.0
+FASTEST_POLL, SLOWEST_POLL = 0.03, 1.0
 """Seconds between two polls of a controller. Every poll runs in the training process too."""
 
 
@@ -253,8 +233,8 @@ class SendHandle(ControllerCallback):
         self.queue.put(("controller", ray.get_runtime_context().current_actor))
 
 
-class RayTrial(tune.Trainable):
-    """A Tune trial that is one `TorchTrainer` run.
+class OurTrial(tune.Trainable):
+    """A Tune trial, however it trains.
 
     Its parameters: ``trial_id``, and ``specs``, a `TrialSpec` as JSON for every trial.
 
@@ -262,19 +242,109 @@ class RayTrial(tune.Trainable):
     ``outcome_status``, ``outcome_reason``.
     """
 
-    def setup(self, config: dict[str, Any]) -> None:
+    def begin(self, config: dict[str, Any]) -> None:
         self.spec = TrialSpec.from_json(config["specs"][config["trial_id"]])
+        self.last_row: dict[str, Any] = {EPOCH: 0, ACCURACY: float("nan")}
+
+    def ended(self, outcome: Mapping[str, Any]) -> dict[str, Any]:
+        """The last result."""
+        told = {f"outcome_{key}": value for key, value in outcome.items()}
+        return {**self.last_row, **told, "done": True}
+
+    def get_auto_filled_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        # Without the parameters, which would travel with every row.
+        filled: dict[str, Any] = super().get_auto_filled_metrics(*args, **kwargs)
+        return filled | {"config": {}}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        return {}  # nothing of Ray's is ever restored
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing to load: the loop resumes from its own checkpoints."""
+
+
+class ForkedTrial(OurTrial):
+    """Trials of one process each, one after the other, forked by this actor's nursery.
+
+    For trials that are short beside the start of a trainer. Tune hands the actor from trial to
+    trial (``reuse_actors``); what the one before left behind is ended by `reset_config`.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.nursery: Nursery | None = None
+        self.child: Child | None = None
+        self.begin(config)
+
+    def begin(self, config: dict[str, Any]) -> None:
+        super().begin(config)
+        self.restarts, self.unjudged = 0, False
+        self._start()
+
+    def _start(self) -> None:
+        if self.nursery is None or not self.nursery.alive():
+            self.nursery = Nursery(self.spec.train)
+        self.child = self.nursery.start(self.spec)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._stop()
+        self.begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        assert self.child is not None and self.nursery is not None
+        if self.unjudged:
+            self.child.judged()
+            self.unjudged = False
+        while True:
+            try:
+                message = self.child.receive(timeout=1.0)
+            except EOFError:
+                how = self.nursery.ending(self.child)
+                self._stop()
+                if self.restarts >= self.spec.max_failures:
+                    times = f"{self.restarts + 1} times"
+                    return self.ended({"status": "failed", "reason": f"{how}, {times}"})
+                self.restarts += 1
+                self._start()
+                continue
+            if message is None:
+                continue
+            if "outcome" in message:
+                return self.ended(message["outcome"])
+            self.last_row, self.unjudged = message["row"], True
+            return self.last_row
+
+    def _stop(self) -> None:
+        if self.child is not None and self.nursery is not None:
+            self.nursery.kill(self.child)
+            self.child = None
+
+    def cleanup(self) -> None:
+        self._stop()
+        if self.nursery is not None:
+            self.nursery.close()
+
+
+class RayTrial(OurTrial):
+    """A Tune trial that is one `TorchTrainer` run."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.begin(config)
         self.queue = Queue(actor_options={"num_cpus": 0})
         self.controller: Any = None
-        self.last_row: dict[str, Any] = {EPOCH: 0, ACCURACY: float("nan")}
         self.outcome = {"status": "failed", "reason": "the trainer ended without a result"}
         self.thread = threading.Thread(target=self._fit, name="fit", daemon=True)
         self.thread.start()
 
     def _fit(self) -> None:
         spec = self.spec
+        meeting = None
+        if spec.one_machine:
+            Path(spec.storage).mkdir(parents=True, exist_ok=True)
+            meeting = MeetingConfig(folder=spec.storage)
         trainer = TorchTrainer(
             run_worker,
+            torch_config=meeting,
             train_loop_config={"spec": spec.to_json()},
             scaling_config=ScalingConfig(
                 num_workers=spec.num_workers,
@@ -295,7 +365,7 @@ class RayTrial(tune.Trainable):
         try:
             self.outcome = trainer.fit().return_value or self.outcome
         except Exception as error:
-            self.outcome = {"status": "failed", "reason": one_line(error)}
+            self.outcome = outcome_of(error)
 
     def _take(self, timeout: float) -> dict[str, Any] | None:
         """Next row, or None when nothing came within ``timeout`` seconds."""
@@ -308,11 +378,6 @@ class RayTrial(tune.Trainable):
             return None
         return dict(value)
 
-    def get_auto_filled_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        # Without the parameters, which would travel with every row.
-        filled: dict[str, Any] = super().get_auto_filled_metrics(*args, **kwargs)
-        return filled | {"config": {}}
-
     def step(self) -> dict[str, Any]:
         while True:
             running = self.thread.is_alive()  # asked first: what came before is in the queue
@@ -321,14 +386,7 @@ class RayTrial(tune.Trainable):
                 self.last_row = row
                 return row
             if not running and not self.queue.qsize():
-                outcome = {f"outcome_{key}": value for key, value in self.outcome.items()}
-                return {**self.last_row, **outcome, "done": True}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        return {}  # nothing of Ray's is ever restored
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing to load: the loop resumes from its own checkpoints."""
+                return self.ended(self.outcome)
 
     def cleanup(self) -> None:
         deadline = time.monotonic() + 60

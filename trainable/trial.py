@@ -30,7 +30,8 @@ from trainable.losses import act_loss, add_identity
 from trainable.meters import IntervalSums, interval_metrics
 from trainable.micro import added, joined, micro_batches
 from trainable.models import Carry, build_model
-from trainable.models.compiled import compile_
+from trainable.models.compiled import compile_, pays
+from trainable.models.transfer import rows_of, upload
 from trainable.random import RowGenerator, torch_generator
 from trainable.updates import Updater
 
@@ -55,6 +56,11 @@ class Trial:
         self.rows = config.global_batch_size // self.world
         self.micro_batches = micro_batches(self.rows, config.model.micro_batch_size)
         torch.set_num_threads(config.num_threads)
+        torch.set_float32_matmul_precision(config.float32_matmul_precision)
+        # oneDNN, which PyTorch takes for "medium", keeps a compiled product for every shape, and
+        # shapes differ at each step: 1 MB a step at 64 wide, 40 at 512, and no faster.
+        onednn = config.model.forward_dtype != "float32"
+        torch.backends.mkldnn.enabled = onednn  # type: ignore[assignment]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.data = ArcData.from_config(config)
         self.total_steps = total_steps(config, self.data)
@@ -72,6 +78,8 @@ class Trial:
         self.model.to(self.device).train()
         if config.compile:
             compile_(self.model)
+        elif config.compile is None and pays(config.model, self.device):
+            compile_(self.model, checked=True)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.updater = Updater(self.model, config, total_steps=self.total_steps, world=self.world)
         self.sampler = self.data.train_sampler(
@@ -88,6 +96,8 @@ class Trial:
         self.seen: list[dict[str, Tensor]] = []  # of the last ACT step, for diagnostics
         self.step, self.samples, self.wall_s = 0, 0, 0.0
         self.last_row: dict[str, Any] = {}
+        self.lineage: list[dict[str, Any]] = []
+        """Copies that its state goes through: ``trial_id`` and ``step`` of each, oldest first."""
         self.tasks: list[dict[str, Any]] = []
 
     def _load_decoder(self) -> None:
@@ -126,7 +136,7 @@ class Trial:
         model, step = self.config.model, self.step + 1
         batch = to_tensors(self.sampler.next_batch(rank=self.rank, world=self.world), self.device)
         parts = [
-            batch if len(self.micro_batches) == 1 else {n: v[rows] for n, v in batch.items()}
+            batch if len(self.micro_batches) == 1 else rows_of(batch, rows)
             for rows in self.micro_batches
         ]
         if not self.carries:
@@ -165,7 +175,9 @@ class Trial:
             carry, outputs = self.model(
                 self.carries[at], part, generator=draws["halting"], sampling=draws["sampling"]
             )
-            carry.halted = carry.halted | self._staggered(rows).to(self.device)
+            if (ends := self._staggered(rows)) is not None:
+                carry.halted = carry.halted | upload(ends, self.device)
+            carry.announce()
             loss, sums = act_loss(
                 outputs,
                 carry.current_data["labels"],
@@ -187,20 +199,20 @@ class Trial:
             total = added(total, sums) if at else sums
         return total
 
-    def _staggered(self, rows: slice) -> Tensor:
-        """(rows) bool: rows whose first ACT run ends at this step by `stagger_starts`.
+    def _staggered(self, rows: slice) -> Tensor | None:
+        """(rows) bool: rows whose first ACT run ends at this step by `stagger_starts`, if any does.
 
         Without it all rows of a batch begin together, and the same rows make every gradient until
         they end: `halt_max_steps` updates long, where no Q-head ends a row sooner.
         """
         config, longest = self.config, self.config.model.halt_max_steps
-        row = self.rank * self.rows + torch.arange(rows.start, rows.stop)
         if (
             not config.stagger_starts
             or config.model.encode_mode == "online"
             or self.step >= longest
         ):
-            return torch.zeros_like(row, dtype=torch.bool)
+            return None
+        row = self.rank * self.rows + torch.arange(rows.start, rows.stop)
         return row * longest // config.global_batch_size == self.step
 
     # --- rows ------------------------------------------------------------------------------------
@@ -227,6 +239,9 @@ class Trial:
         row |= interval_metrics(total, losses=losses)
         updater = self.updater
         row |= {f"train/{name}": value for name, value in updater.rates(self.step).items()}
+        if config.population is not None:
+            row["population/factor"] = updater.factor(self.step)
+            row["population/copies"] = float(len(self.lineage))
         if encoder is not None:
             row["train/encoder_frozen"] = float(updater.encoder_frozen(self.step))
             row["train/decoder_frozen"] = float(updater.decoder_frozen(self.step))
@@ -261,11 +276,13 @@ class Trial:
         return metrics
 
     def compare(self) -> dict[str, float]:
-        """The raw weights against the decoder's file: its tensors while they are frozen, and the
-        contexts against its puzzle embeddings."""
+        """The raw weights against the decoder's file: how far they have drifted, every tensor while
+        they are frozen, and the contexts against its puzzle embeddings."""
         found: dict[str, float] = {}
-        if self.decoder is not None and self.updater.decoder_frozen(self.step):
-            found = decoder.decoder_metrics(self.model, self.decoder)
+        if self.decoder is not None:
+            found = decoder.drift_metrics(self.model, self.decoder)
+            if self.updater.decoder_frozen(self.step):
+                found |= decoder.decoder_metrics(self.model, self.decoder)
         if self.interface is None:
             return found
         return found | interface_metrics(

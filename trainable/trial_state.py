@@ -7,6 +7,7 @@ micro batches that held them; each takes its own when it reads them.
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainable import checkpoint
+from trainable.attempts import SupersededError
 from trainable.collective import gather, together
 from trainable.config import SEMANTICS_VERSION
 from trainable.models import Carry, RecursiveModel
 from trainable.models.carry import InnerCarry
+from trainable.models.transfer import MIRRORED
 
 if TYPE_CHECKING:
     from trainable.trial import Trial
@@ -26,8 +29,11 @@ if TYPE_CHECKING:
 _DATA, _STATE = "data/", "encoder_state/"
 
 
-def save(trial: Trial) -> None:
-    """Write everything that the rest of the curve depends on. Rows of all workers are gathered."""
+def save(trial: Trial, *, guard: checkpoint.Guard = nullcontext) -> bool:
+    """Write everything that the rest of the curve depends on. Rows of all workers are gathered.
+
+    Returns False, having written nothing, when `guard` says that a later attempt has begun.
+    """
     parts = [_rows(carry) for carry in trial.carries]
     rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if trial.world > 1:
@@ -37,14 +43,17 @@ def save(trial: Trial) -> None:
         sums[len(trial.sums.summed) :] = trial.sums.values[len(trial.sums.summed) :]
     else:
         sums = trial.sums.values
-    together(lambda: _write(trial, rows, sums) if trial.rank == 0 else None)
+    late = together(lambda: trial.rank == 0 and not _write(trial, rows, sums, guard))
+    return not trial.any(late)
 
 
-def _write(trial: Trial, rows: dict[str, Tensor], sums: Tensor) -> None:
+def _write(trial: Trial, rows: dict[str, Tensor], sums: Tensor, guard: checkpoint.Guard) -> bool:
     ema = trial.updater.ema
     names: dict[str, str] = {}
     if trial.config.model.kind == "trm":  # rows of the puzzle table
         names["identifiers"] = trial.identifiers
+    if trial.lineage:
+        names["lineage"] = json.dumps(trial.lineage)
     state = {
         **names,
         "config": trial.config.model_dump_json(),
@@ -66,7 +75,11 @@ def _write(trial: Trial, rows: dict[str, Tensor], sums: Tensor) -> None:
         "last_row": json.dumps(trial.last_row),
     }
     folder = trial.out_dir / "checkpoints"
-    checkpoint.save(folder, trial.step, state, keep=trial.config.keep_checkpoints)
+    try:
+        checkpoint.save(folder, trial.step, state, keep=trial.config.keep_checkpoints, guard=guard)
+    except SupersededError:
+        return False
+    return True
 
 
 def resume(trial: Trial, source: str | Path | None) -> int:
@@ -90,15 +103,16 @@ def resume(trial: Trial, source: str | Path | None) -> int:
     trial.sampler.restore(json.loads(state["sampler"]))
     trial.tasks = json.loads(state["tasks"])
     trial.last_row = json.loads(state.get("last_row", "{}"))
+    trial.lineage = json.loads(state.get("lineage", "[]"))
     if trial.rank == 0:
         trial.sums.values.copy_(state["sums"])
     else:  # sums were reduced before they were saved; norms are equal everywhere
         trial.sums.values[len(trial.sums.summed) :] = state["sums"][len(trial.sums.summed) :]
     count = trial.rows
     mine = slice(trial.rank * count, (trial.rank + 1) * count)
-    rows = {name: value[mine].to(trial.device) for name, value in state["carry"].items()}
+    rows = {name: value[mine] for name, value in state["carry"].items()}
     trial.carries = [
-        _carry({name: value[part] for name, value in rows.items()}, trial.model)
+        _carry({name: value[part] for name, value in rows.items()}, trial.model, trial.device)
         for part in trial.micro_batches
     ]
     return trial.step
@@ -144,8 +158,10 @@ def _rows(carry: Carry) -> dict[str, Tensor]:
     return rows | {_DATA + name: value for name, value in carry.current_data.items()}
 
 
-def _carry(rows: dict[str, Tensor], model: RecursiveModel) -> Carry:
-    """Inverse of `_rows`."""
+def _carry(rows: dict[str, Tensor], model: RecursiveModel, device: torch.device) -> Carry:
+    """Inverse of `_rows`, which may be on the host."""
+    host = {n: rows[_DATA + n].cpu() for n in MIRRORED if _DATA + n in rows}
+    rows = {name: value.to(device) for name, value in rows.items()}
     data = {n.removeprefix(_DATA): v for n, v in rows.items() if n.startswith(_DATA)}
     states = [rows[f"{_STATE}{at}"] for at in range(sum(n.startswith(_STATE) for n in rows))]
     layout = model.layout(data)
@@ -156,4 +172,5 @@ def _carry(rows: dict[str, Tensor], model: RecursiveModel) -> Carry:
         data,
         context=rows.get("context"),
         encoder_state=tuple(states) or None,
+        host=host if device.type == "cuda" else None,
     )

@@ -75,15 +75,19 @@ class Updater:
         """Learning rates at a step: decoder, then encoder where there is one.
 
         A group that thaws after n steps is warmed up from there if `unfreeze_warmup_steps` says so:
-        the schedule's rate times (step − n) / w, at most 1.
+        the schedule's rate times (step − n) / w, at most 1. `lr_factors` multiply both groups.
         """
-        config = self.config
-        rates = {"lr": self._rate(step, config.lr, config.freeze_decoder_steps)}
+        config, factor = self.config, self.factor(step)
+        rates = {"lr": factor * self._rate(step, config.lr, config.freeze_decoder_steps)}
         if self.encoder_params:
             scale = config.encoder_lr_scale or 1.0
             thaws = config.encoder_freeze_steps
-            rates["encoder_lr"] = self._rate(step, config.lr * scale, thaws)
+            rates["encoder_lr"] = factor * self._rate(step, config.lr * scale, thaws)
         return rates
+
+    def factor(self, step: int) -> float:
+        """What a population has multiplied the rate by at a step; 1 outside of one."""
+        return next((f for since, f in reversed(self.config.lr_factors) if step > since), 1.0)
 
     def _rate(self, step: int, base: float, thaws: int = 0) -> float:
         config = self.config
@@ -150,10 +154,10 @@ class Updater:
     def _clip(self) -> dict[str, Tensor]:
         """Norms of the global gradient before clipping, and the clip factor."""
         norms = {
-            "encoder_norm": grad_norm(self.encoder_params),
-            "decoder_norm": grad_norm(self.decoder_params),
+            "encoder_norm": grad_norm(self.encoder_params, self.device),
+            "decoder_norm": grad_norm(self.decoder_params, self.device),
         }
-        total = torch.linalg.vector_norm(torch.stack([n.to(self.device) for n in norms.values()]))
+        total = torch.linalg.vector_norm(torch.stack(list(norms.values())))
         factor = clip_(self.model.parameters(), total, self.config.grad_clip_norm)
         return {**norms, "total_norm": total, "clip_factor": factor}
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from analysis.compare import comparison_matrix
-from analysis.decide import decide
-from analysis.derived import _replace, _write_text, comparison_markdown
-from analysis.health import health
+from analysis.derived import _replace, _write_text
 from analysis.load import PathLike, Run, load
-from analysis.report.curves import drift, gradients, halting, learning, q_head
+from analysis.report.curves import halting, learning
+from analysis.report.inside import drift, gradients, q_head
 from analysis.report.material import Material
 from analysis.report.page import Section, document
+from analysis.report.paper import paper_markdown, search_table, thin_curves
 from analysis.report.puzzles import puzzles
 from analysis.report.results import (
     comparison,
@@ -27,21 +26,26 @@ from analysis.report.results import (
     pareto,
     what_run,
 )
+from analysis.report.searched import search, searched
 from analysis.report.stopping import audit
 
 NAME = "report.html"
 
 BUILDERS = (
-    what_run, decision, comparison, controls, learning, halting, q_head, gradients, drift, audit,
-    estimate, pareto, findings, puzzles,
+    decision, what_run, comparison, controls, search, pareto, puzzles, learning, halting, q_head,
+    gradients, drift, audit, estimate, findings,
 )  # fmt: skip
-"""Sections in the order of the page."""
+"""Sections in the order of the page; one that has nothing to say in this run gives None."""
 
 
 def report_html(run: Run) -> str:
     """The page as text."""
-    material = Material.of(run)
-    sections: list[Section] = [build(material) for build in BUILDERS]
+    return _page(Material.of(run))
+
+
+def _page(material: Material) -> str:
+    run = material.run
+    sections: list[Section] = [s for build in BUILDERS if (s := build(material)) is not None]
     target = ", ".join(dict.fromkeys(str(p.get("target", "?")) for p in run.plans.values()))
     finished = int((material.run.arms["status"] == "finished").sum())
     subtitle = f"{', '.join(run.plans)}: {finished} of {len(run.arms)} trials finished"
@@ -49,7 +53,8 @@ def report_html(run: Run) -> str:
 
 
 def write_report(path: PathLike | Run, out: PathLike | None = None) -> list[Path]:
-    """Write the page, and beside it ``report.md`` and the CSV tables; return all their paths.
+    """Write the page, and beside it ``report.md`` and CSV tables (comparison, trials, health,
+    thinned curves, points of a search); return all their paths.
 
     Args:
         path: a run folder, or a `Run` (several folders together).
@@ -59,15 +64,19 @@ def write_report(path: PathLike | Run, out: PathLike | None = None) -> list[Path
     """
     run = path if isinstance(path, Run) else load(path)
     page = Path(out) if out is not None else run.paths[0] / NAME
-    matrix, stem = comparison_matrix(run), page.with_suffix("")
-    signs = health(run)
+    stem = page.with_suffix("")
+    material = Material.of(run)
     texts = {
-        page: report_html(run),
-        stem.with_name(f"{stem.name}.md"): comparison_markdown(run, matrix, decide(run)),
-        stem.with_name(f"{stem.name}-comparison.csv"): matrix.to_csv(index=False),
+        page: _page(material),
+        stem.with_name(f"{stem.name}.md"): paper_markdown(material),
+        stem.with_name(f"{stem.name}-comparison.csv"): material.matrix.to_csv(index=False),
         stem.with_name(f"{stem.name}-trials.csv"): run.trials.to_csv(index=False),
-        stem.with_name(f"{stem.name}-health.csv"): signs.to_csv(index=False),
+        stem.with_name(f"{stem.name}-health.csv"): material.signs.to_csv(index=False),
+        stem.with_name(f"{stem.name}-curves.csv"): thin_curves(material).to_csv(index=False),
     }
+    if points := searched(material):
+        table = search_table(points)
+        texts[stem.with_name(f"{stem.name}-search.csv")] = table.to_csv(index=False)
     for file, text in texts.items():
         _replace(file, partial(_write_text, text))
     return list(texts)

@@ -13,11 +13,18 @@ import pandas as pd
 from analysis.compare import comparison_matrix
 from analysis.decide import decide
 from analysis.decision import Decision
+from analysis.health import health
 from analysis.load import Run
+from analysis.replay import replay
+from analysis.replayed import Replay
 from analysis.rows import read_attempts, read_object
 
 MOST = 24
-"""Experiments that charts show, best first; tables show all."""
+"""Experiments that charts show, best first; tables hold all."""
+ROWS = 12
+"""Rows of a table that are shown at once; more are folded away."""
+ORDERS = 50
+"""Random orders of arrival of a replay in the report."""
 BACKGROUND = 12
 """Faint curves behind a chart, at most."""
 
@@ -47,10 +54,18 @@ class Trial:
 
     def values(self, metric: str) -> tuple[list[float], list[float]]:
         """(epochs, values) of the rows that measured `metric`."""
-        if metric not in self.curve or "epoch" not in self.curve:
-            return [], []
-        rows = self.curve[["epoch", metric]].dropna()
-        return rows["epoch"].astype(float).tolist(), rows[metric].astype(float).tolist()
+        if metric not in self._read:
+            found: tuple[list[float], list[float]] = [], []
+            if metric in self.curve and "epoch" in self.curve:
+                pairs = zip(self.curve["epoch"].tolist(), self.curve[metric].tolist(), strict=True)
+                known = [(float(x), float(y)) for x, y in pairs if x == x and y == y]
+                found = [x for x, _ in known], [y for _, y in known]
+            self._read[metric] = found
+        return self._read[metric]
+
+    @cached_property
+    def _read(self) -> dict[str, tuple[list[float], list[float]]]:
+        return {}
 
     @cached_property
     def start(self) -> dict[str, Any]:
@@ -89,6 +104,43 @@ class Material:
             trials.append(Trial(values, curves.get(key, pd.DataFrame()), folder))
         return cls(run, comparison_matrix(run), decide(run), trials)
 
+    def replayed(self, word: str) -> Replay:
+        """The recorded curves played back to a rule named by `word`, once for all that ask.
+
+        Raises `ResultsError` when no arm has a row yet.
+        """
+        if word not in self._replays:
+            self._replays[word] = replay(self.run, word, orders=ORDERS)
+        return self._replays[word]
+
+    @cached_property
+    def signs(self) -> pd.DataFrame:
+        """Signs of ill health of every trial."""
+        return health(self.run)
+
+    @cached_property
+    def first_rungs(self) -> dict[tuple[str, str], float]:
+        """Value on the run's lowest rung, by run and trial."""
+        rungs = self.run.rungs
+        if rungs.empty or not {"rung", "value"} <= set(rungs.columns):
+            return {}
+        known = rungs[rungs["rung"] == rungs["rung"].min()].dropna(subset=["value"])
+        found: dict[tuple[str, str], float] = {}
+        for run, trial, value in known[["run", "trial_id", "value"]].itertuples(index=False):
+            found.setdefault((str(run), str(trial)), number(value))
+        return found
+
+    @cached_property
+    def _by_experiment(self) -> dict[str, list[Trial]]:
+        found: dict[str, list[Trial]] = {}
+        for trial in self.arms:
+            found.setdefault(str(trial.summary["experiment"]), []).append(trial)
+        return found
+
+    @cached_property
+    def _replays(self) -> dict[str, Replay]:
+        return {}
+
     @property
     def experiments(self) -> list[str]:
         """Experiments in charts, best first."""
@@ -102,7 +154,7 @@ class Material:
 
     def seeds(self, experiment: str) -> list[Trial]:
         """The arms of one experiment."""
-        return [t for t in self.arms if t.summary["experiment"] == experiment]
+        return self._by_experiment.get(experiment, [])
 
     @property
     def arms(self) -> list[Trial]:

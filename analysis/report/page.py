@@ -8,20 +8,25 @@ from html import escape
 
 import pandas as pd
 
+from analysis.report.script import SCRIPT, policy
 from analysis.report.style import CSS
 
 WIDE = 28
 """Characters from which on a column of words may break its lines."""
+FOLD = 9
+"""Charts of one kind that are shown at once; more are folded away."""
 TEXT = ("experiment", "trial", "status", "sign", "hypothesis")
 
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the report; `name` is its anchor."""
+    """One part of the report; `name` is its anchor, `lead` one sentence under the title: what it
+    shows, and which rows are in it."""
 
     name: str
     title: str
     body: str
+    lead: str = ""
 
 
 def paragraph(text: str, kind: str = "") -> str:
@@ -34,9 +39,18 @@ def note(text: str) -> str:
     return paragraph(text, "note")
 
 
-def items(texts: Iterable[str]) -> str:
-    """A list of escaped texts."""
-    return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
+def items(texts: Iterable[str], *, fold: int = 0) -> str:
+    """A list of escaped texts; what is beyond `fold` is folded away."""
+    made = [f"<li>{escape(text)}</li>" for text in texts]
+    if not fold or len(made) <= fold + 2:
+        return "<ul>" + "".join(made) + "</ul>" if made else ""
+    rest = f"<ul>{''.join(made[fold:])}</ul>"
+    return f"<ul>{''.join(made[:fold])}</ul>{folded(f'{len(made) - fold} more', rest)}"
+
+
+def folded(summary: str, inside: str) -> str:
+    """Something that is opened by a click; `inside` is HTML."""
+    return f"<details><summary>{escape(summary)}</summary>{inside}</details>"
 
 
 def facts(pairs: Mapping[str, str]) -> str:
@@ -45,8 +59,12 @@ def facts(pairs: Mapping[str, str]) -> str:
     return f'<dl class="facts">{told}</dl>'
 
 
-def table(frame: pd.DataFrame, *, caption: str = "") -> str:
-    """A table of texts; columns of words stand left, long ones may break."""
+def table(frame: pd.DataFrame, *, fold: int = 0) -> str:
+    """A table of texts; columns of words stand left, long ones may break. Rows beyond `fold` are
+    in a second table that is folded away."""
+    if fold and len(frame) > fold + 3:
+        rest = table(frame.iloc[fold:])
+        return table(frame.iloc[:fold]) + folded(f"{len(frame) - fold} more rows", rest)
     kinds = {name: _kind(name, frame[name].astype(str).tolist()) for name in frame.columns}
     left = {"t": "t", "w": "t", "n": ""}
     head = "".join(
@@ -61,9 +79,8 @@ def table(frame: pd.DataFrame, *, caption: str = "") -> str:
         for row in frame.to_numpy().tolist()
     ]
     body = "".join(f"<tr>{row}</tr>" for row in rows)
-    said = f"<caption>{escape(caption)}</caption>" if caption else ""
     return (
-        f'<div class="scroll"><table>{said}<thead><tr>{head}</tr></thead>'
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
@@ -77,24 +94,38 @@ def figure(svg: str, title: str, text: str = "") -> str:
 
 
 def charts(figures: Sequence[str], otherwise: str) -> str:
-    """Figures side by side; `otherwise` where there is none."""
-    made = "".join(figures)
-    return f'<div class="charts">{made}</div>' if made else paragraph(otherwise)
+    """Figures side by side, those beyond `FOLD` folded away; `otherwise` where there is none."""
+    made = [one for one in figures if one]
+    if not made:
+        return paragraph(otherwise) if otherwise else ""
+    some = made if len(made) <= FOLD + 2 else made[:FOLD]
+    shown = f'<div class="charts">{"".join(some)}</div>'
+    if len(some) == len(made):
+        return shown
+    rest = f'<div class="charts">{"".join(made[FOLD:])}</div>'
+    return shown + folded(f"{len(made) - FOLD} more charts", rest)
 
 
 def document(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """The whole page, with its style sheet inside."""
+    """The whole page, with its style sheet and its script inside."""
     links = "".join(f'<a href="#{s.name}">{escape(s.title)}</a>' for s in sections)
     bodies = "".join(
-        f'<section id="{s.name}"><h2>{escape(s.title)}</h2>{s.body}</section>' for s in sections
+        f'<section id="{s.name}"><h2>{escape(s.title)}</h2>{_lead(s)}{s.body}</section>'
+        for s in sections
     )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy()}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{CSS}</style></head><body>"
         f'<header><h1>{escape(title)}</h1><p class="soft">{escape(subtitle)}</p></header>'
-        f'<nav aria-label="Contents">{links}</nav><main>{bodies}</main></body></html>\n'
+        f'<nav aria-label="Contents">{links}</nav><main>{bodies}</main>'
+        f"<script>{SCRIPT}</script></body></html>\n"
     )
+
+
+def _lead(section: Section) -> str:
+    return paragraph(section.lead, "lead") if section.lead else ""
 
 
 def _kind(name: object, cells: Sequence[str]) -> str:

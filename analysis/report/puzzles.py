@@ -6,8 +6,10 @@ rows; −1 marks a cell that is no colour.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from analysis.report.material import Material, Trial
@@ -21,24 +23,25 @@ SHOWN = (1, 2, 4, 8, 16, 32, 64)
 """ACT steps that are drawn, and the last one."""
 TRIALS = 6
 """Trials whose puzzles are drawn, at most."""
+LEAD = (
+    "What the best trials answer: solved, nearly solved and failed original puzzles, with the "
+    "answer after several ACT steps; training and held-out queries, up to 12 of each trial."
+)
 ORDER = ("solved", "nearly solved", "failed")
 
 
 def puzzles(material: Material) -> Section:
     """Solved, nearly solved and failed puzzles of every trial that has predictions."""
-    found = []
-    for trial in _best_first(material):
-        told = read_object(trial.folder / FILE)
-        if told and isinstance(told.get("puzzles"), list) and told["puzzles"]:
-            found.append((trial, told))
+    found = [
+        (trial, told)
+        for trial in _best_first(material)
+        if (told := read_predictions(trial.folder / FILE)) and told["puzzles"]
+    ]
+    command = shlex.join(["etrm-tune", "report", *map(str, material.run.paths), "--puzzles"])
     if not found:
-        where = " ".join(str(path) for path in material.run.paths)
-        body = paragraph(
-            "No predictions were computed yet. They need the checkpoints of finished trials and "
-            "about a minute each:"
-        )
-        body += f"<pre><code>etrm-tune report {escape(where)} --puzzles</code></pre>"
-        return Section("puzzles", "Puzzles", body)
+        body = paragraph("No puzzle was answered yet. That needs the checkpoint of a finished arm:")
+        body += f"<pre><code>{escape(command)}</code></pre>"
+        return Section("puzzles", "Puzzles", body, LEAD)
     parts = []
     for at, (trial, told) in enumerate(found[:TRIALS]):
         drawn = sorted(told["puzzles"], key=lambda one: ORDER.index(one["outcome"]))
@@ -50,12 +53,17 @@ def puzzles(material: Material) -> Section:
         opened = " open" if at == 0 else ""
         parts.append(f"<details{opened}><summary>{escape(said)}</summary>{inside}</details>")
     text = (
-        "Original puzzles, un-augmented, one answer without voting, full ACT. Crossed cells are "
-        "wrong; a hatched cell holds no colour. Predictions are shown over the rectangle of the "
-        "truth. Nearly solved: the best of the wrong ones, from 80 % of the cells on (ours). "
-        "Chosen by outcome, so their shares say nothing about accuracy: the tally does."
+        "Un-augmented, one answer without voting, full ACT. Crossed cells are wrong; a hatched "
+        "cell holds no colour; point at a cell for its colour's name. Predictions are shown over "
+        "the rectangle of the truth; q: the probability with which the Q-head would halt. Nearly "
+        "solved: wrong, with at least 80 % of "
+        "the cells right (ours). Chosen by outcome, so their shares say nothing about accuracy: "
+        "the counts in the headings do."
     )
-    return Section("puzzles", "Puzzles", _patterns() + "".join(parts) + note(text))
+    body = _patterns() + "".join(parts) + note(text)
+    if any(t["status"] == "finished" for t in (one.summary for one in material.arms)):
+        body += note(f"For every trial and all of its puzzles: {command}")
+    return Section("puzzles", "Puzzles", body, LEAD)
 
 
 def _best_first(material: Material) -> list[Trial]:
@@ -63,18 +71,58 @@ def _best_first(material: Material) -> list[Trial]:
     return sorted(material.trials, key=lambda t: order.get(t.summary["experiment"], len(order)))
 
 
+def read_predictions(path: Path) -> dict[str, Any] | None:
+    """A trial's predictions; None where there are none, or the file is not what was written.
+
+    Puzzles that cannot be drawn are left out.
+    """
+    told = read_object(path)
+    if told is None or not isinstance(told.get("puzzles"), list):
+        return None
+    tally = told.get("tally")
+    counts = {
+        str(role): {str(name): int(n) for name, n in one.items() if isinstance(n, int)}
+        for role, one in (tally if isinstance(tally, dict) else {}).items()
+        if isinstance(one, dict)
+    }
+    puzzles = [one for one in told["puzzles"] if _can_be_drawn(one)]
+    return told | {"tally": counts, "puzzles": puzzles, "step": told.get("step")}
+
+
+def _can_be_drawn(one: Any) -> bool:
+    try:
+        grids = [one["input"], *(g for d in one["demos"] for g in (d["input"], d["output"]))]
+        steps = one["steps"]
+        drawn = [one["output"], *(step["grid"] for step in steps)]
+        plain = all(
+            isinstance(step["step"], int)
+            and isinstance(step["q"], int | float)
+            and all(isinstance(side, int) for side in step["size"])
+            and len(step["size"]) == 2
+            for step in steps
+        )
+        sizes = {(len(grid), len(grid[0])) for grid in drawn}
+        cells = [value for grid in (*grids, *drawn) for row in grid for value in row]
+        even = all(len(row) == len(grid[0]) for grid in (*grids, *drawn) for row in grid)
+        known = one["outcome"] in ORDER and all(v in range(-1, len(ARC)) for v in cells)
+        return bool(steps and plain and even and known and len(sizes) == 1)
+    except (KeyError, TypeError, IndexError):
+        return False
+
+
 def _tally(told: dict[str, Any]) -> str:
-    counts = told.get("tally") or {}
-    return "; ".join(
-        f"{role}: {one['solved']} of {one['queries']} queries solved"
-        for role, one in counts.items()
-    )
+    said = []
+    for role, one in told["tally"].items():
+        asked, known = one.get("queries", 0), one.get("available", 0)
+        of = f"{asked} of {known} queries answered" if known > asked else f"{asked} queries"
+        said.append(f"{role}: {one.get('solved', 0)} solved of {of}")
+    return "; ".join(said)
 
 
 def _puzzle(one: dict[str, Any]) -> str:
     demos = "".join(
         f'<div class="pair">{_figure(pair["input"], f"demo {i}")}<span>→</span>'
-        f"{_figure(pair['output'], '')}</div>"
+        f"{_figure(pair['output'], 'answer')}</div>"
         for i, pair in enumerate(one["demos"], start=1)
     )
     truth = one["output"]
@@ -96,7 +144,7 @@ def _puzzle(one: dict[str, Any]) -> str:
         f'<span class="soft">({escape(one["role"])})</span></h3>'
     )
     return (
-        f'<div class="puzzle">{head}<div class="grids">{demos}</div>'
+        f'<div class="puzzle" data-truth="{_cells(truth)}">{head}<div class="grids">{demos}</div>'
         f'<div class="grids" style="margin-top:.5rem">{"".join(grids)}</div></div>'
     )
 
@@ -146,10 +194,16 @@ def grid_svg(
         drawn += f'<path d="{path}" stroke="#fff" stroke-width="1.6" fill="none"/>'
     width, height = columns * CELL + 1, rows * CELL + 1
     alt = f"{alt}: {rows} by {columns} cells" + (f", {len(crosses)} wrong" if truth else "")
+    data = f'data-g="{_cells(grid)}"' + (' data-w="1"' if truth else "")
     return (
-        f'<svg viewBox="-.5 -.5 {width} {height}" width="{max(24, width)}" role="img" '
+        f'<svg viewBox="-.5 -.5 {width} {height}" width="{max(24, width)}" role="img" {data} '
         f'aria-label="{escape(alt)}">{drawn}</svg>'
     )
+
+
+def _cells(grid: Sequence[Sequence[int]]) -> str:
+    """A grid for the page's script, which names the colour of a cell: ``01|2.``, a dot for none."""
+    return "|".join("".join("." if v < 0 else str(int(v)) for v in row) for row in grid)
 
 
 def _patterns() -> str:

@@ -11,13 +11,30 @@ import pandas as pd
 from analysis.compare import INCLUSION
 from analysis.decide import next_step
 from analysis.decision import Decision
-from analysis.health import health
 from analysis.hypotheses import hypotheses
-from analysis.report.material import Material, Trial, number, short
-from analysis.report.page import Section, charts, facts, figure, items, note, paragraph, table
+from analysis.report.material import ROWS, Material, Trial, number, short
+from analysis.report.page import (
+    Section,
+    charts,
+    facts,
+    figure,
+    folded,
+    items,
+    note,
+    paragraph,
+    table,
+)
+from analysis.report.searched import searched, show_value
 from analysis.report.svg import Point, scatter_chart
+from analysis.report.svg import number as show_number
 from analysis.text import TITLES, evidence, show_controls, show_matrix, what_was_run
 
+COSTS = {"wall_s": "training time", "parameters": "parameters", "steps": "ACT steps"}
+"""Columns of the matrix that accuracy is compared with."""
+NAMED = 12
+"""Points of a chart that are all named, at most."""
+WIDE = 8
+"""Trials that have a column each, at most."""
 NEGATIVE = ("not raised", "does not hold")
 """Verdicts of red flags and scenarios that are not the case: folded away."""
 
@@ -42,23 +59,26 @@ def what_run(material: Material) -> Section:
         + ", ".join(f"{n} {s}" for s, n in run.trials["status"].value_counts().items()),
         "machine": _machine(plan, starts),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "data hash": _distinct(s.get("data_hash") for s in starts),
+        "data hash": _data_hashes(trials),
         "exposure": _exposure(trials),
     }
     settings = (plan.get("options") or {}).get("settings") or {}
     if settings:
         told["settings"] = ", ".join(f"{name}={value}" for name, value in settings.items())
     body = facts({name: value or "not recorded" for name, value in told.items()})
-    return Section("run", "What was run", body + items(what_was_run(run)[:-1]))
+    lead = "Everything that the numbers below depend on; every trial of the run, decoders included."
+    return Section("run", "What was run", body + items(what_was_run(run)[:-1]), lead)
 
 
 def decision(material: Material) -> Section:
-    """Next step and decisions, red flags that are raised first of all."""
+    """Best point of a search, next step and decisions, red flags that are raised first of all."""
+    parts = [_best_point(material)]
     why, command = next_step(material.run, material.decisions)
     step = f"<p><b>Next.</b> {escape(why)}.</p>"
     if command:
         step += f"<pre><code>{escape(command)}</code></pre>"
-    parts = [f'<div class="next">{step}</div>']
+    if not parts[0]:
+        parts.append(f'<div class="next">{step}</div>')
     raised = [one for one in material.decisions if one.raised]
     if raised:
         parts += ["<h3>Red flags raised</h3>", _cards(raised)]
@@ -76,7 +96,36 @@ def decision(material: Material) -> Section:
             parts.append(f"<details><summary>{many}</summary>{items(lines)}</details>")
     if not material.decisions:
         parts.append(paragraph("No rule speaks about these experiments."))
-    return Section("decision", "Decision", "".join(parts))
+    lead = (
+        "What the plan's own rules say, over counted trials: finished ones, and those that a rule "
+        "stopped. Each cites the numbers that it rests on; n counts seeds."
+    )
+    return Section("decision", "Decision", "".join(parts), lead)
+
+
+def _best_point(material: Material) -> str:
+    """What a search found, in a box; empty without a search."""
+    points = searched(material)
+    if not points:
+        return ""
+    done = [p for p in points if math.isfinite(p.accuracy)]
+    if not done:
+        said = f"No point of the search has finished yet ({len(points)} proposed)."
+    else:
+        best = max(done, key=lambda p: p.accuracy)
+        row = material.matrix[material.matrix["experiment"] == best.name].iloc[0]
+        values = ", ".join(f"{name} {show_value(value)}" for name, value in best.values.items())
+        seeds = f"{row['n']} seed" + ("s" if row["n"] != 1 else "")
+        said = (
+            f"Best point of {len(done)} that finished ({len(points)} proposed): {best.name}, "
+            f"accuracy {100 * best.accuracy:.1f} % ({seeds}), with {values}."
+        )
+        if row["n"] == 1:
+            said += (
+                " One seed: the best of many is best by luck too; the search's last lines hold the "
+                "command that repeats it with more seeds."
+            )
+    return f'<div class="next">{paragraph(said)}</div>'
 
 
 def comparison(material: Material) -> Section:
@@ -89,34 +138,36 @@ def comparison(material: Material) -> Section:
         shown.insert(at, "interval", "–")
     shown["wall time"] = material.matrix["wall_s"].map(minutes)
     pairs = zip(material.matrix["experiment"], material.matrix["notes"], strict=True)
-    notes = items(f"{name}: {said}" for name, said in pairs if said)
+    notes = items((f"{name}: {said}" for name, said in pairs if said), fold=6)
     text = (
-        f"accuracy, held-out, trivial: tokens; exact: whole grids; steps: mean ACT steps; to 90 %: "
-        f"optimizer steps. Training values are means over the last 10 % of steps. Interval: of the "
-        f"mean over n seeds, 95 %, bootstrap, in percent (– with one seed). Counted: {INCLUSION}."
+        "accuracy, held-out, trivial: tokens; exact: whole grids; steps: mean ACT steps; to 90 %: "
+        "optimizer steps. Training values are means over the last 10 % of steps. Interval: of the "
+        "mean over n seeds, 95 %, bootstrap, in percent (– with one seed)."
     )
-    return Section("matrix", "Comparison", table(shown) + notes + note(text))
+    lead = f"Every experiment, best first. Counted: {INCLUSION}; n is the number of seeds counted."
+    body = table(shown, fold=ROWS) + note(text) + notes
+    return Section("matrix", "Comparison", body, lead)
 
 
 def controls(material: Material) -> Section:
     """Trivial baselines and demonstration controls."""
     if material.matrix.empty:
         return Section("controls", "Baselines and controls", paragraph("Nothing was measured."))
-    body = table(show_controls(material.matrix)) + note(
-        "Accuracy on the training puzzles, full ACT, tokens / whole grids: with the true "
-        "demonstrations, with a zero context, with outputs permuted among the demonstrations, with "
-        "another puzzle's. A model that reads its demonstrations loses by each of these. Trivial: "
-        "the better of copying the input and answering all background."
+    body = table(show_controls(material.matrix), fold=ROWS) + note(
+        "Normal: the true demonstrations; zeroed: a zero context; shuffled: outputs permuted among "
+        "the demonstrations; other: another puzzle's. A model that reads its demonstrations loses "
+        "by each of these. Trivial: the better of copying the input and answering all background."
     )
-    return Section(
-        "controls",
-        "Baselines and controls",
-        body + items(evidence(material.run, material.matrix)),
+    body += items(evidence(material.run, material.matrix), fold=6)
+    lead = (
+        "Does the model read its demonstrations, and is it better than trivial answers? Tokens / "
+        "whole grids on the original training puzzles, full ACT, at the end of each counted trial."
     )
+    return Section("controls", "Baselines and controls", body, lead)
 
 
 def pareto(material: Material) -> Section:
-    """Accuracy against training time and parameters."""
+    """Accuracy against training time, parameters and ACT steps."""
     figures = [
         figure(
             scatter_chart(
@@ -126,15 +177,19 @@ def pareto(material: Material) -> Section:
             ),
             f"Accuracy against {name}",
         )
-        for column, name in (("wall_s", "training time"), ("parameters", "parameters"))
+        for column, name in COSTS.items()
     ]
     text = (
-        "Filled: on the Pareto front (nothing is both better and cheaper). Only experiments with "
-        "at least one counted trial; bars are 95 % intervals over seeds, where there are several. "
-        "Times compare only trials of one machine under the same load; a stopped trial's is cut."
+        "Filled and joined: the Pareto front (nothing is both better and cheaper). Bars: 95 % "
+        "intervals over seeds, where there are several. Times compare only trials of one machine "
+        "under the same load; ACT steps are the mean in training, at the end."
     )
-    body = charts(figures, "No counted trial has both an accuracy and a cost.")
-    return Section("pareto", "Accuracy against cost", body + note(text))
+    body = charts(figures, "No experiment has finished with an accuracy and a cost.") + note(text)
+    lead = (
+        "What accuracy costs: one point for each experiment all of whose counted trials finished "
+        "(a stopped one is cheap because it was cut)."
+    )
+    return Section("pareto", "Accuracy against cost", body, lead)
 
 
 def estimate(material: Material) -> Section:
@@ -173,15 +228,20 @@ def estimate(material: Material) -> Section:
                 }
             )
     if rows:
-        parts.append(table(pd.DataFrame(rows)))
+        parts.append(table(pd.DataFrame(rows), fold=ROWS))
     if not parts:
         parts.append(paragraph("This run recorded no estimate, or no session that ended."))
-    return Section("estimate", "Estimate against truth", "".join(parts))
+    lead = (
+        "How long the run was expected to take and took; trials that have an estimate, with their "
+        "training time so far. The last column compares equal numbers of steps: above 1, slower "
+        "than estimated."
+    )
+    return Section("estimate", "Estimate against truth", "".join(parts), lead)
 
 
 def findings(material: Material) -> Section:
     """Hypotheses and signs of ill health."""
-    signs = health(material.run)
+    signs = material.signs
     parts = ["<h3>Health</h3>"]
     if signs.empty:
         measured = not material.run.curves.empty
@@ -192,13 +252,13 @@ def findings(material: Material) -> Section:
         columns = ["trial_id", "level", "sign", "text", "threshold", "origin"]
         shown = signs.sort_values("level", kind="stable")[columns]
         shown = shown.rename(columns={"trial_id": "trial"})
-        parts.append(table(shown.assign(threshold=shown["threshold"].map(_limit))))
+        parts.append(table(shown.assign(threshold=shown["threshold"].map(_limit)), fold=ROWS))
     found = hypotheses(material.run)
     parts.append("<h3>Hypotheses about low performance</h3>")
     if not found:
         parts.append(paragraph("No trial with an encoder to check them on."))
     else:
-        parts.append(table(_verdicts(found)))
+        parts.append(table(_verdicts(found), fold=ROWS))
         rows = [
             {
                 "trial": one.trial_id,
@@ -208,14 +268,18 @@ def findings(material: Material) -> Section:
             }
             for one in found
         ]
-        told = table(pd.DataFrame(rows))
-        parts.append(f"<details><summary>Evidence for each</summary>{told}</details>")
-    return Section("findings", "Hypotheses and health", "".join(parts))
+        parts.append(folded("Evidence for each", table(pd.DataFrame(rows))))
+    lead = (
+        "Signs of trouble by their thresholds, in every trial that wrote rows, decoders included; "
+        "and the plan's hypotheses about low performance, for every trial with an encoder."
+    )
+    return Section("findings", "Hypotheses and health", "".join(parts), lead)
 
 
 def front(matrix: pd.DataFrame, cost: str) -> set[str]:
-    """Experiments with a counted trial that none beats in `accuracy` at no more `cost`."""
-    rows = matrix[(matrix["n"] > 0)][["experiment", "accuracy", cost]].dropna()
+    """Experiments with a counted trial that none beats in `accuracy` at no more `cost`; those that
+    were stopped or have not ended neither stand there nor beat another."""
+    rows = matrix[_complete(matrix)][["experiment", "accuracy", cost]].dropna()
     kept: set[str] = set()
     for name, accuracy, price in rows.itertuples(index=False):
         beaten = (
@@ -228,6 +292,12 @@ def front(matrix: pd.DataFrame, cost: str) -> set[str]:
     return kept
 
 
+def _complete(matrix: pd.DataFrame) -> pd.Series[bool]:
+    """Experiments with a counted trial, none of them stopped or under way."""
+    unfinished = matrix["status"].str.contains("stopped|running|interrupted|pending")
+    return (matrix["n"] > 0) & ~unfinished
+
+
 def minutes(seconds: float) -> str:
     """``40 s``, ``12 min``, ``3.4 h``; a dash for NaN."""
     if not math.isfinite(seconds):
@@ -238,29 +308,36 @@ def minutes(seconds: float) -> str:
 
 
 def _points(material: Material, cost: str) -> list[Point]:
+    """Finished experiments; with more than a chart can name, only those on the front are named."""
     best = front(material.matrix, cost)
+    rows = material.matrix[_complete(material.matrix)]
     points = []
-    for at, row in enumerate(material.matrix.to_dict("records")):
+    for at, row in enumerate(rows.to_dict("records")):
         name = str(row["experiment"])
-        if row["n"] > 0 and name in material.experiments:
-            points.append(
-                Point(
-                    number(row[cost]) / (60 if cost == "wall_s" else 1),
-                    number(row["accuracy"]),
-                    short(name),
-                    at,
-                    number(row["accuracy_low"]),
-                    number(row["accuracy_high"]),
-                    strong=name in best,
-                )
+        x, y = number(row[cost]) / (60 if cost == "wall_s" else 1), number(row["accuracy"])
+        points.append(
+            Point(
+                x,
+                y,
+                short(name) if len(rows) <= NAMED or name in best else "",
+                at if len(rows) <= NAMED else 0,
+                number(row["accuracy_low"]),
+                number(row["accuracy_high"]),
+                strong=name in best,
+                tip=f"{short(name)}: {100 * y:.1f} % at {show_number(x)}",
             )
+        )
     return points
 
 
 def _verdicts(found: Iterable[object]) -> pd.DataFrame:
-    """Hypotheses as rows, trials as columns."""
+    """Hypotheses as rows, trials as columns; with many trials, how many say what."""
     cells = pd.DataFrame([vars(one) for one in found])
     cells["hypothesis"] = cells["hypothesis"] + " " + cells["title"]
+    if cells["trial_id"].nunique() > WIDE:
+        counts = cells.groupby(["hypothesis", "verdict"], sort=False).size().unstack(fill_value=0)
+        counts = counts.rename(columns=lambda verdict: f"{verdict} (trials)")
+        return counts.reset_index().astype(str)
     wide = cells.pivot_table(
         index="hypothesis", columns="trial_id", values="verdict", aggfunc="first", sort=False
     )
@@ -294,6 +371,16 @@ def _machine(plan: dict[str, object], starts: list[dict[str, object]]) -> str:
     workers = _distinct(s.get("workers") for s in starts)
     threads = _distinct(s.get("threads") for s in starts)
     return f"{said}; workers per trial {workers or '?'}, threads per worker {threads or '?'}"
+
+
+def _data_hashes(trials: list[Trial]) -> str:
+    """Hash of the puzzles that trials of each role train on and are evaluated on."""
+    told = []
+    for role in dict.fromkeys(str(t.summary["role"]) for t in reversed(trials)):
+        mine = [t.start for t in trials if t.summary["role"] == role]
+        if found := _distinct(start.get("data_hash") for start in mine):
+            told.append(f"{found} ({role}s)")
+    return ", ".join(told)
 
 
 def _exposure(trials: list[Trial]) -> str:

@@ -34,7 +34,8 @@ white-space:pre-wrap}
 nav{font-size:.9rem;display:flex;flex-wrap:wrap;gap:.2rem .9rem;margin:.8rem 0}
 nav a{padding:.15rem 0}
 .soft,figcaption,.note{color:var(--soft);font-size:.88rem}
-.note{max-width:62rem}
+.note,.lead{max-width:62rem}
+.lead{margin-bottom:.7rem}
 dl.facts{display:grid;grid-template-columns:minmax(8rem,max-content) 1fr;gap:.15rem 1rem}
 dl.facts dt{color:var(--soft)}
 dl.facts dd{margin:0;overflow-wrap:anywhere}
@@ -42,7 +43,7 @@ dl.facts dd{margin:0;overflow-wrap:anywhere}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
 th,td{padding:.28rem .6rem;border-bottom:1px solid var(--line);text-align:right;
 vertical-align:top}
-th{font-weight:600;color:var(--soft);white-space:nowrap}
+th{font-weight:600;color:var(--soft);max-width:9rem;vertical-align:bottom}
 td.t,th.t{text-align:left}
 td.n{white-space:nowrap}
 td.w{text-align:left;min-width:15rem}
@@ -56,6 +57,14 @@ svg .grid{stroke:var(--line);stroke-width:1}
 svg .rung{stroke:var(--soft);stroke-width:1;stroke-dasharray:3 3}
 svg .faint{stroke:var(--line);stroke-width:1.2;fill:none}
 svg .label{fill:var(--fg)}
+svg.parallel{max-width:none}
+svg .axis{stroke:var(--soft);stroke-width:1.4;pointer-events:none}
+svg .tick{fill:var(--fg);paint-order:stroke;stroke:var(--bg);stroke-width:3px;pointer-events:none}
+svg .cross{stroke:var(--soft);stroke-width:1;pointer-events:none}
+[data-tip]{cursor:help}
+#tip{position:fixed;z-index:9;pointer-events:none;background:var(--fg);color:var(--bg);
+padding:.25rem .5rem;border-radius:.3rem;font-size:.8rem;line-height:1.35;white-space:pre-line;
+max-width:min(24rem,92vw);font-variant-numeric:tabular-nums}
 .legend{display:flex;flex-wrap:wrap;gap:.1rem .9rem;font-size:.85rem;margin:.3rem 0 .6rem}
 .legend svg{display:inline-block;width:26px;height:10px;vertical-align:middle;margin-right:.3rem}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr));gap:.7rem}
@@ -76,7 +85,7 @@ details{margin:.5rem 0}summary{cursor:pointer;color:var(--link)}
 @media (max-width:34rem){body{font-size:15px}dl.facts{grid-template-columns:1fr;gap:0}
 dl.facts dd{margin-bottom:.35rem}td.w{min-width:11rem}h2{margin-top:1.7rem}}
 @media print{body{max-width:none;padding:0;font-size:10pt;-webkit-print-color-adjust:exact;
-print-color-adjust:exact}nav{display:none}h2{break-after:avoid}.scroll{overflow:visible}
+print-color-adjust:exact}nav,#tip{display:none}h2,h3,.lead,.legend,summary{break-after:avoid}.scroll{overflow:visible}
 table{font-size:8pt}a{color:inherit;text-decoration:none}details>*{display:block}}
 """
 """Light and dark; one column on a phone; figures and cards are not broken over pages. c0 … c7 are

@@ -7,7 +7,7 @@ readable everywhere; many things to compare become many small charts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -34,6 +34,8 @@ class Line:
     stop: bool = False
     """Whether a rule ended it: marked with a cross."""
     dash: int | None = None
+    name: str = ""
+    """Of the value that is shown under the pointer; lines of one name are one curve."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Point:
     high: float = math.nan
     strong: bool = False
     """Filled, and joined with the other strong ones."""
+    fill: bool = False
+    """Filled without being joined."""
+    size: float = 4.0
+    tip: str = ""
+    """Shown under the pointer; default: label and values."""
 
 
 @dataclass
@@ -88,6 +95,7 @@ def lines_chart(
     *,
     alt: str,
     x_name: str,
+    x_format: Format = number,
     y_format: Format = number,
     y_range: tuple[float, float] | None = None,
     log: bool = False,
@@ -107,13 +115,15 @@ def lines_chart(
     if y_range is None and not log and low > 0 and low < 0.6 * high:
         low = 0.0
     up = _axis(low, high, HEIGHT - BOTTOM, TOP, log=log)
-    parts = _frame(across, up, x_name, number, y_format)
+    parts = _frame(across, up, x_name, x_format, y_format)
     for rung in rungs:
         x = across(rung)
         parts.append(f'<line class="rung" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{up.start}"/>')
     for line in sorted(lines, key=lambda one: not one.faint):
         parts += _path(line, across, up, log)
-    return _svg(parts, alt)
+    told = {"x": _scale(across), "y": _scale(up), "xn": x_name}
+    told |= {"f": _kind(y_format), "xf": _kind(x_format)}
+    return _svg(parts, alt, told)
 
 
 def scatter_chart(
@@ -124,17 +134,29 @@ def scatter_chart(
     x_format: Format = number,
     y_format: Format = percent,
     diagonal: bool = False,
+    whole: bool = False,
+    log_x: bool = False,
 ) -> str:
-    """Labelled points with intervals; strong ones are joined in the order of x."""
-    known = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y)]
+    """Labelled points with intervals; strong ones are joined in the order of x.
+
+    `whole`: both axes go from 0 to 1. `log_x`: the x axis is logarithmic.
+    """
+    known = [
+        p for p in points if math.isfinite(p.x) and math.isfinite(p.y) and (not log_x or p.x > 0)
+    ]
     if not known:
         return ""
     xs = [p.x for p in known]
     ys = [v for p in known for v in (p.y, p.low, p.high) if math.isfinite(v)]
     room = 0.12 * (max(xs) - min(xs)) or 0.1 * abs(max(xs)) or 1.0
     across = _axis(max(0.0, min(xs) - room), max(xs) + room, LEFT, WIDTH - RIGHT)
+    if log_x:
+        across = _axis(min(xs), max(xs), LEFT, WIDTH - RIGHT, log=True)
     spread = 0.15 * (max(ys) - min(ys)) or 0.05
     up = _axis(max(0.0, min(ys) - spread), min(1.0, max(ys) + spread), HEIGHT - BOTTOM, TOP)
+    if whole:
+        across = _axis(0.0, 1.0, LEFT, WIDTH - RIGHT)
+        up = _axis(0.0, 1.0, HEIGHT - BOTTOM, TOP)
     parts = _frame(across, up, x_name, x_format, y_format)
     if diagonal:
         low, high = max(across.low, up.low), min(across.high, up.high)
@@ -154,12 +176,14 @@ def scatter_chart(
                 f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{up(p.low):.1f}" y2="{up(p.high):.1f}" '
                 f'stroke="var(--c{p.colour % 8})"/>'
             )
-        fill = f"var(--c{p.colour % 8})" if p.strong else "var(--bg)"
+        fill = f"var(--c{p.colour % 8})" if p.strong or p.fill else "var(--bg)"
+        tip = p.tip or f"{p.label}: {y_format(p.y)} at {x_format(p.x)}"
         parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" '
-            f'stroke="var(--c{p.colour % 8})" stroke-width="2"/>'
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{p.size:.1f}" fill="{fill}" '
+            f'stroke="var(--c{p.colour % 8})" stroke-width="2" data-tip="{escape(tip)}"/>'
         )
-        parts.append(_label(p.label, x, y, placed))
+        if p.label:
+            parts.append(_label(p.label, x, y, placed))
     return _svg(parts, alt)
 
 
@@ -185,11 +209,16 @@ def bars_chart(
             y = up(value)
             parts.append(
                 f'<rect x="{x + 0.12 * step:.1f}" y="{y:.1f}" width="{0.76 * step:.1f}" '
-                f'height="{up.start - y:.1f}" fill="var(--c{colour % 8})"/>'
+                f'height="{up.start - y:.1f}" fill="var(--c{colour % 8})" '
+                f'data-tip="{escape(f"{x_name} {label}: {_one_digit(value, y_format)}")}"/>'
             )
         if at % every == 0:
             parts.append(_text(label, x + step / 2, up.start + 13, "middle"))
     return _svg(parts, alt)
+
+
+def _one_digit(value: float, y_format: Format) -> str:
+    return f"{100 * value:.1f} %" if y_format is percent else y_format(value)
 
 
 def swatch(colour: int, dash: int = 0) -> str:
@@ -198,6 +227,12 @@ def swatch(colour: int, dash: int = 0) -> str:
         f'<svg viewBox="0 0 26 10" aria-hidden="true"><line x1="0" x2="26" y1="5" y2="5" '
         f'stroke="var(--c{colour % 8})" stroke-width="3" stroke-dasharray="{_dash(dash)}"/></svg>'
     )
+
+
+def legend(labels: Sequence[tuple[str, int, int]]) -> str:
+    """Names of curves beside a piece of each: (label, colour, dash)."""
+    told = "".join(f"<span>{swatch(c, d)}{escape(label)}</span>" for label, c, d in labels)
+    return f'<div class="legend">{told}</div>'
 
 
 def thin(values: Sequence[float], at_most: int) -> list[int]:
@@ -268,7 +303,8 @@ def _path(line: Line, across: Axis, up: Axis, log: bool) -> list[str]:
     look = (
         'class="faint"'
         if line.faint
-        else f'fill="none" stroke="{colour}" stroke-width="1.8" stroke-dasharray="{dash}"'
+        else f'fill="none" stroke="{colour}" stroke-width="1.8" stroke-dasharray="{dash}" '
+        f'data-n="{escape(line.name)}"'
     )
     made = [f'<polyline points="{" ".join(p)}" {look}/>' for p in pieces if len(p) > 1]
     x, y = last
@@ -306,8 +342,19 @@ def _text(text: str, x: float, y: float, anchor: str, kind: str = "") -> str:
     return f'<text{named} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _svg(parts: Sequence[str], alt: str) -> str:
+def _kind(form: Format) -> str:
+    return "p" if form is percent else "n"
+
+
+def _scale(axis: Axis) -> str:
+    """An axis for the page's script, which reads values back from positions."""
+    ends = ",".join(f"{v:.9g}" for v in (axis.low, axis.high, axis.start, axis.stop))
+    return f"{ends},{int(axis.log)}"
+
+
+def _svg(parts: Sequence[str], alt: str, data: Mapping[str, str] | None = None) -> str:
+    told = "".join(f' data-{name}="{escape(text)}"' for name, text in (data or {}).items())
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(alt)}">'
-        f"<title>{escape(alt)}</title>{''.join(parts)}</svg>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(alt)}"{told}>'
+        f"{''.join(parts)}</svg>"
     )

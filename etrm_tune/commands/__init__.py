@@ -10,8 +10,8 @@ from importlib import import_module
 from types import ModuleType
 
 MODULES: tuple[str, ...] = (
-    "listing", "validate", "following", "search", "checkpoint", "evaluate", "predict", "report",
-    "replay",
+    "listing", "validate", "following", "search", "status", "retry", "reproduce", "checkpoint",
+    "evaluate", "predict", "report", "replay", "watch",
 )  # fmt: skip
 """Modules of this package that are commands."""
 

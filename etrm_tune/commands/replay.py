@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-RULES = ("bar", "asha")
+from search_spaces.schedulers import FIRST_RUNG, SCHEDULERS, SETTINGS, check_scheduler
 
 
 def add(commands: Any) -> None:
@@ -15,7 +15,10 @@ def add(commands: Any) -> None:
         "replay", help="play recorded curves back to a stopping rule"
     )
     parser.add_argument("run", nargs="+", metavar="RUN", help="a run's folder, or several")
-    parser.add_argument("--rule", choices=RULES, default="bar", help="bar (default) or asha")
+    words = f"{', '.join(SCHEDULERS)} (default: bar), or with settings: " + "; ".join(
+        SETTINGS.values()
+    )
+    parser.add_argument("--rule", default="bar", help=words.replace("%", "%%"))
     parser.add_argument(
         "--threshold", type=float, metavar="X", help="of the bar, a share (default: 0.2)"
     )
@@ -60,6 +63,15 @@ def _rule(args: argparse.Namespace, run: Any) -> Any:
     from trainable.errors import ConfigError
 
     of_bar = args.threshold is not None or args.at is not None
+    check_scheduler(args.rule)
+    if args.rule == "pbt":
+        raise ConfigError("--rule pbt: it stops nobody, so there is nothing to replay: try asha")
+    if args.rule not in ("bar", "asha") and (of_bar or args.eta is not None):
+        raise ConfigError(
+            f"--threshold, --at and --eta are options of --rule bar and asha, not of {args.rule}"
+        )
+    if args.rule not in ("bar", "asha"):
+        return args.rule
     if args.rule == "asha":
         if of_bar:
             raise ConfigError("--threshold and --at are options of --rule bar: leave them out")
@@ -67,8 +79,7 @@ def _rule(args: argparse.Namespace, run: Any) -> Any:
             return "asha"
         budgets = [curve.budget for curve in read_curves(run)]
         budget = max(budgets, default=1.0)
-        made = Halving.geometric(args.eta, budget=budget, first=budget / 8)
-        return Halving(made.eta, made.rungs, name="asha")
+        return [Bar(), Halving.geometric(args.eta, budget=budget, first=FIRST_RUNG * budget)]
     if args.eta is not None:
         raise ConfigError("--eta is an option of --rule asha: add --rule asha, or leave it out")
     usual = Bar()

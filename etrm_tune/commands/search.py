@@ -10,7 +10,7 @@ import search_spaces
 from etrm_tune.searchers import SEARCHERS, check_searcher
 from search_spaces.profiles import PROFILES
 from search_spaces.reference import REVISIONS
-from search_spaces.schedulers import SCHEDULERS, check_scheduler
+from search_spaces.schedulers import SCHEDULERS, SETTINGS, check_scheduler
 from search_spaces.spaces import SPACES
 from trainable.errors import ConfigError
 
@@ -25,7 +25,10 @@ def add(commands: Any) -> None:
     add_run_options(parser, target="search")
     for action in parser._actions:
         if action.dest == "scheduler":
-            action.help = f"{', '.join(SCHEDULERS)} (default: asha)"
+            action.help = (
+                f"{', '.join(SCHEDULERS)} (default: asha); with settings, as replay recommends: "
+                f"{'; '.join(SETTINGS.values())}"
+            ).replace("%", "%%")
         elif action.dest == "of":
             action.help = argparse.SUPPRESS
     parser.add_argument("--space", metavar="NAME,…", help=", ".join(SPACES))
@@ -47,7 +50,7 @@ def add(commands: Any) -> None:
 
 def search_command(args: argparse.Namespace) -> int:
     """``search``."""
-    from etrm_tune.cli import RUN_COMMAND, _choice, folder_name, parse_settings
+    from etrm_tune.cli import RUN_COMMAND, _choice, folder_name, parse_settings, short_trials
 
     if args.of is not None:
         raise ConfigError(f"unexpected {args.of!r}: name what is searched with --space NAME")
@@ -70,10 +73,12 @@ def search_command(args: argparse.Namespace) -> int:
         raise ConfigError(f"--name {name}: give a name without '/'; the place is --runs DIR")
 
     from etrm_tune.command import How
+    from etrm_tune.mirror import is_url, local_root
     from etrm_tune.plan import Options
     from etrm_tune.run_folder import RunFolder
     from etrm_tune.search import SearchOptions, check_objectives, check_searched
     from etrm_tune.search_run import run_search
+    from etrm_tune.trackers import check_trackers
 
     check_searched(settings, space)
     asked = SearchOptions(
@@ -98,10 +103,15 @@ def search_command(args: argparse.Namespace) -> int:
     how = How(
         workers=args.workers,
         concurrent=args.concurrent,
+        gpus_per_trial=args.gpus_per_trial,
+        address=args.address,
+        url=args.runs if is_url(args.runs) else None,
         retry_failed=args.retry_failed,
+        short_trials=short_trials(args.short_trials),
+        log_to=check_trackers(args.log_to),
         allow=tuple(args.allow),
         again=(*RUN_COMMAND, "search", *args.words),
     )
-    folder = RunFolder(Path(args.runs) / name)
+    folder = RunFolder((local_root(args.runs) if is_url(args.runs) else Path(args.runs)) / name)
     args.log = folder.log
     return run_search(options, asked, folder, how, dry_run=args.dry_run)

@@ -23,6 +23,9 @@ POSTERIOR = 1e-2
 STUCK_STEPS = 0.05
 Q_HEAD_MARGIN = 0.0
 BLOWN_UP = 3.0
+AS_BEFORE = 0.50
+"""Share of the first mean of the loss below which a rise is noise (ours): what is learned by heart
+goes up and down by any multiple near zero."""
 PLATEAU_GAIN = 0.005
 PLATEAU_BELOW = 0.90
 
@@ -55,7 +58,8 @@ THRESHOLDS: tuple[Threshold, ...] = (
               "train/q_halt_accuracy at most this above its base rate", "document"),
     Threshold("divergence", "critical", 0.0, "a loss that is not finite", "ours"),
     Threshold("divergence", "warning", BLOWN_UP,
-              "train/loss above this multiple of its lowest mean so far", "ours"),
+              "train/loss above this multiple of its lowest mean so far, and above half its first",
+              "ours"),
     Threshold("plateau", "warning", PLATEAU_GAIN,
               "train/accuracy below 90 % gained less than this over the last third", "ours"),
 )  # fmt: skip

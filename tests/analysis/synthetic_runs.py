@@ -176,8 +176,9 @@ class FolderWriter:
 
 
 def configuration(name: str, *, seed: int = 0, **options: Any) -> TrialConfig:
-    """A configuration that carries the experiment's overrides."""
-    overrides = dict(search_spaces.experiment(name).overrides)
+    """A configuration that carries the experiment's overrides; a search's point has E1a's."""
+    plain = "overfit/E1a" if "/search-" in name else name
+    overrides = dict(search_spaces.experiment(plain).overrides)
     base = TrialConfig(name=name, seed=seed, profile="laptop")
     small = {"num_aug": 0, "eval_num_aug": 8, "pretrained_decoder": True}
     small |= {"max_train_groups": 32, "max_eval_groups": 32, "epochs": 1000.0}
@@ -208,4 +209,38 @@ def seeds(
     for name, values in accuracies.items():
         for seed, accuracy in enumerate(values if isinstance(values, list) else [values]):
             writer.add(name, accuracy, seed=seed)
+    return writer
+
+
+def searched(path: Path, count: int = 24) -> FolderWriter:
+    """A search over rate and encoder: the rate decides, every third new point is stopped."""
+    writer = FolderWriter(path, target="search encoder,lr")
+    points: list[dict[str, Any]] = []
+    for at in range(count):
+        known = at == 0
+        name = "overfit/E1a" if known else f"overfit/search-{at + 1:03}"
+        rate = 1e-5 * 100 ** (at * 7 % count / count)
+        kind = ("standard", "lpn_variational", "hybrid_standard")[at % 3]
+        values: dict[str, Any] = {"lr": rate, "encoder_type": kind}
+        if kind == "standard":
+            values["encoder_num_layers[standard]"] = 1 + at % 4
+        if kind == "lpn_variational":
+            values["kl_weight"] = 1e-6 * 10 ** (at % 5)
+        points.append({"name": name, "values": values, "known": known, "notes": {}})
+        accuracy = 0.9 - 0.3 * (abs(at * 7 % count - count / 2) / count) + 0.01 * (at % 3)
+        stopped = at % 3 == 2 and not known
+        folder = writer.add(
+            name,
+            accuracy * (0.5 if stopped else 1.0),
+            status="stopped" if stopped else "finished",
+            steps=100 if stopped else TOTAL,
+            reason="asha: not among the best" if stopped else "",
+            result={"parameters": 300_000 + 1000 * at},
+        )
+        rung = {"rung": 250.0, "rule": "asha", "epoch": 250.0, "step": 100, "stop": stopped}
+        rung |= {"value": accuracy / 2, "reason": "asha: rung 250"}
+        (folder / "scheduler.jsonl").write_text(json.dumps(rung) + "\n")
+    asked = {"space": "encoder,lr", "searcher": "tpe", "objectives": ["accuracy"], "seed": 0}
+    writer.plan["search"] = asked | {"trials": count, "exhausted": False, "points": points}
+    writer.write_plan()
     return writer

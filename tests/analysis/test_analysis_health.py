@@ -10,7 +10,7 @@ import pytest
 from synthetic_runs import FolderWriter, rows, seeds
 
 import analysis
-from analysis.health import COLUMNS, Sign, describe, signs
+from analysis.health import COLUMNS, READ, Sign, describe, signs
 from search_spaces.rules import health as limits
 from search_spaces.rules.hypotheses import TITLES
 from trainable.errors import UserError
@@ -87,6 +87,26 @@ def test_every_sign(changes: dict[str, Any], sign: str, level: str) -> None:
 )
 def test_what_is_no_sign(changes: dict[str, Any], options: dict[str, Any]) -> None:
     assert found(curve(**changes), **options) == {}
+
+
+def test_a_run_keeps_what_signs_read() -> None:
+    class Watched(dict[str, Any]):
+        def get(self, key: str, default: Any = None) -> Any:
+            asked.add(key)
+            return super().get(key, default)
+
+    asked: set[str] = set()
+    for total in (None, 40.0):
+        signs([Watched(line) for line in curve()], OPTIONS, total_steps=total)
+    assert asked == set(READ) - {"encoder/active_units"}  # read of a collapsed posterior alone
+
+
+@pytest.mark.parametrize(("last", "sign"), [(0.3, False), (0.49, False), (0.6, True)])
+def test_a_loss_near_zero_may_rise(last: float, sign: bool) -> None:
+    lines = curve()
+    for i, row in enumerate(lines):
+        row["train/loss"] = 1.0 if i < 10 else 0.05 if i < 30 else last
+    assert ("divergence" in found(lines)) == sign
 
 
 def test_a_rising_trial_is_no_plateau() -> None:

@@ -230,6 +230,22 @@ def test_e4a_is_judged_after_its_extension_and_replaces_its_shorter_self(tmp_pat
     assert decided_in(run)["red flag 2"].verdict == "raised"
 
 
+def test_an_extended_arm_keeps_its_epochs_on_the_full_data_and_gives_them_to_no_other(
+    tmp_path: Path,
+) -> None:
+    writer = FolderWriter(tmp_path / "a", target="phase3")
+    writer.add(E1A, 0.93)
+    rising(writer, E4A, high=0.40)
+    extended = FolderWriter(tmp_path / "b", target=E4A)
+    extended.plan["options"] = {"settings": {"epochs": 2500, "lr": 0.002}, "own": ["epochs"]}
+    rising(extended, E4A, epochs=2500.0, high=0.99)
+    first, second = analysis.followup(analysis.load([extended.path, writer.path]))
+    assert (first.target, first.overrides["epochs"]) == (E4A, 2500)
+    assert "extended" in first.why and "--set lr=0.002" in first.command
+    assert second.target == E1A and "epochs" not in second.overrides
+    assert "epochs" not in second.command and "--set lr=0.002" in second.command
+
+
 def decided_in(run: analysis.Run) -> dict[str, Decision]:
     return {decision.name: decision for decision in analysis.decide(run)}
 

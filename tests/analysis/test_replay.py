@@ -13,6 +13,7 @@ from synthetic_runs import FolderWriter, phase1, rows
 import analysis
 from analysis.replay import read_curves, recorded_decisions, spearman, value_at
 from etrm_tune.commands import replay as command
+from search_spaces.schedulers import search_rule
 from search_spaces.stopping import Bar, Halving, Rule, StoppingRule
 
 
@@ -128,6 +129,39 @@ def test_recommends_only_with_enough_full_curves(tmp_path: Path) -> None:
     assert value_at(read_curves(analysis.load(writer.path))[1], 0.125) == pytest.approx(0.22)
     assert many.recommended_rungs[0] == 0.125
     assert "6 full curves of 7" in many.caveat
+
+
+def test_what_is_recommended_can_be_given_to_a_search_and_replayed(tmp_path: Path) -> None:
+    writer = FolderWriter(tmp_path / "run")
+    for at, final in enumerate((0.9, 0.88, 0.5, 0.4, 0.3, 0.2)):
+        writer.add("overfit/E1a", final, seed=at)
+    run = analysis.load(writer.path)
+    found = analysis.replay(run, "bar", orders=0)
+    told = "\n".join(found.advice())
+    assert "--scheduler bar:0.15@0.125)" in told and "phases keep the plan's" in told
+    assert found.recommended_rungs == (0.125, 0.375), "each at least three times later"
+    assert "search --scheduler asha:0.125,0.375)" in told
+    again = analysis.replay(run, "bar:0.15@0.125", orders=3)
+    assert [stop.final for stop in again.stops] == [0.5, 0.4, 0.3, 0.2] and again.lost == 0
+    assert all(stop.reason.startswith("own bar: ") for stop in again.stops)
+    live = search_rule("asha:0.125,0.375", 1000)
+    assert live is not None
+    played = recorded_decisions(read_curves(run), live.rules.values())
+    stopped = {name for name, told in played.items() if told and told[-1][1].stop}
+    halved = analysis.replay(run, "asha:0.125,0.375", orders=0)
+    assert {stop.trial_id for stop in halved.stops} == stopped and len(stopped) == 5
+    assert analysis.replay(run, "none", orders=1).stops == ()
+
+
+def test_times_stopped_over_the_orders(tmp_path: Path) -> None:
+    run = analysis.load(phase1(tmp_path / "run", 0.9, 0.8, 0.7, 0.6).path)
+    found = analysis.replay(run, Halving(2, (100.0,)), orders=12)
+    counted = {name: sum(name in o.stopped for o in found.orders) for name in found.times_stopped}
+    assert found.times_stopped == counted and "overfit-E1a-s0" not in counted
+    low, high = found.saved_range
+    assert low <= found.saved <= high and low < high
+    assert "stopped in how many of the 12: " in found.text()
+    assert f"({100 * low:.0f} to {100 * high:.0f} %)" in found.text()
 
 
 def test_runs_without_full_curves_or_rows(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import base64
+import hashlib
 import json
 import math
 import re
@@ -20,6 +22,7 @@ from analysis.report.curves import histogram
 from analysis.report.material import Material
 from analysis.report.puzzles import grid_svg
 from analysis.report.results import front
+from analysis.report.script import SCRIPT
 from analysis.report.style import ARC
 from analysis.report.svg import Line, lines_chart, nice_ticks, thin
 from etrm_tune.commands import report as command
@@ -37,7 +40,13 @@ class Page(HTMLParser):
         self.sections: list[str] = []
         self.outside: list[str] = []
         self.unlabelled = 0
+        self.scripts: list[str] = []
+        self.policies: list[str] = []
         self.feed(html)
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
@@ -50,7 +59,10 @@ class Page(HTMLParser):
         for name in ("src", "href", "xlink:href", "data", "srcset"):
             if name in values and not str(values[name]).startswith("#"):
                 self.outside.append(str(values[name]))
-        assert tag not in ("script", "iframe", "object", "link", "img")
+        if values.get("http-equiv") == "Content-Security-Policy":
+            self.policies.append(str(values["content"]))
+        assert not any(name.startswith("on") for name in values)
+        assert tag not in ("iframe", "object", "link", "img")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         pass
@@ -59,12 +71,16 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def check(html: str) -> Page:
+def check(html: str, *, searching: bool = False) -> Page:
     """A well-formed page of every section that refers to nothing outside itself."""
     page = Page(html)
     assert page.open == [] and page.outside == [] and page.unlabelled == 0
-    assert len(page.sections) == len(BUILDERS) == len(set(page.sections))
-    assert not re.search(r"https?:|@import|url\((?!#)", html)
+    assert len(page.sections) == len(set(page.sections)) == len(BUILDERS) - (not searching)
+    assert page.scripts == [SCRIPT], "the page's own script and no other"
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    (rules,) = page.policies
+    assert rules.startswith("default-src 'none';") and f"script-src 'sha256-{digest}'" in rules
+    assert not re.search(r"https?:|@import|url\((?!#)|fetch|XMLHttp|innerHTML", html)
     assert "nan" not in re.sub(r"<[^>]*>", " ", html).lower().split()
     assert not re.search(r'="[^"]*\b(nan|inf)\b', html)
     assert len(html) < 5e6
@@ -105,8 +121,8 @@ def test_a_run_in_every_state(tmp_path: Path) -> None:
     html = report_html(analysis.load(full(tmp_path / "run").path))
     page = check(html)
     assert page.sections == [
-        "run", "decision", "matrix", "controls", "curves", "halting", "q-head", "gradients",
-        "drift", "stopping", "estimate", "pareto", "findings", "puzzles",
+        "decision", "run", "matrix", "controls", "pareto", "puzzles", "curves", "halting", "q-head",
+        "gradients", "drift", "stopping", "estimate", "findings",
     ]  # fmt: skip
     matrix = analysis.comparison_matrix(analysis.load(tmp_path / "run")).set_index("experiment")
     best = matrix.loc["overfit/E1a"]
@@ -116,6 +132,7 @@ def test_a_run_in_every_state(tmp_path: Path) -> None:
     assert "× 2.00" in html  # 160 s against 80 s, all steps
     assert "torch 2.9" in html and "loss is &lt;not&gt; finite" in html
     assert "etrm-tune report" in html and "--puzzles" in html
+    assert html.count('class="lead"') == len(BUILDERS) - 1, "a sentence under every title"
     stopping = html.partition('id="stopping"')[2]
     assert "rung 500, first report at epoch 502" in stopping and ">stopped<" in stopping
     assert html.count('class="rung"') == 1  # on the chart of the stopped experiment
@@ -171,11 +188,19 @@ def test_puzzles_are_drawn_with_wrong_cells_marked(tmp_path: Path) -> None:
     (folder / "predictions.json").write_text(json.dumps(predictions(False)))
     html = report_html(analysis.load(writer.path))
     check(html)
-    assert "trained: 7 of 30 queries solved" in html
+    assert "trained: 7 solved of 30 queries" in html
     assert "step 1: ✗ 2 wrong, size 1 × 1, q 0.10" in html
+    assert 'data-truth="12"' in html and 'data-g="1." data-w="1"' in html, "for the script"
     assert "step 3: ✗ 1 wrong, q 0.90" in html
     (folder / "predictions.json").write_text(json.dumps(predictions(True)))
     assert "step 3: ✓ right, q 0.90" in report_html(analysis.load(writer.path))
+
+
+def test_no_variable_of_the_script_hides_a_function() -> None:
+    functions = re.findall(r"function (\w+)\(", SCRIPT)
+    variables = re.findall(r"(?:var|,) (\w+) =", SCRIPT)
+    assert len(functions) >= 7 and not set(functions) & set(variables)
+    assert SCRIPT.count("{") == SCRIPT.count("}") and SCRIPT.count("(") == SCRIPT.count(")")
 
 
 def test_grids() -> None:
@@ -207,11 +232,14 @@ def test_the_pareto_front() -> None:
         {
             "experiment": ["a", "b", "c", "d", "e"],
             "n": [1, 1, 1, 0, 1],
+            "status": ["finished"] * 5,
             "accuracy": [0.9, 0.8, 0.7, 1.0, 0.9],
             "wall_s": [30.0, 10.0, 20.0, 1.0, 40.0],
         }
     )
     assert front(matrix, "wall_s") == {"a", "b"}
+    matrix.loc[1, "status"] = "1 finished, 1 stopped"
+    assert front(matrix, "wall_s") == {"a", "c"}, "what was cut is cheap and no bargain"
 
 
 def test_files_and_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,11 +247,15 @@ def test_files_and_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     files = write_report(path)
     assert [f.name for f in files] == [
         "report.html", "report.md", "report-comparison.csv", "report-trials.csv",
-        "report-health.csv",
+        "report-health.csv", "report-curves.csv",
     ]  # fmt: skip
     table = pd.read_csv(path / "report-comparison.csv")
     assert table["accuracy"].tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6])
-    assert "# Comparison" in (path / "report.md").read_text()
+    told = (path / "report.md").read_text()
+    assert "# Comparison" in told and "## Stopping rules replayed" in told
+    curves = pd.read_csv(path / "report-curves.csv")
+    assert curves.groupby("trial_id")["step"].max().tolist() == [400] * 4
+    assert curves["train/accuracy"].notna().all() and curves["eval/pass@1"].count() == 4
     parser = argparse.ArgumentParser()
     command.add(parser.add_subparsers())
     out = tmp_path / "page.html"

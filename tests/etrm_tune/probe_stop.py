@@ -10,8 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from run_fake import planned
 
-from etrm_tune.command import How, Prepared, divide, write_plan
+from etrm_tune.command import How, Prepared, write_plan
 from etrm_tune.conductor import Conductor
+from etrm_tune.division import divide
 from etrm_tune.live import LiveTable
 from etrm_tune.plan import Options, Plan
 from etrm_tune.resources import Machine

@@ -1,7 +1,9 @@
 """Runs a plan of fake trials as the command line does: ``run_fake.py FOLDER '{"trials": …}'``.
 
 ``trials`` maps an experiment's name to the settings of `fake_loop`; ``decoder`` (optional) holds
-those of a decoder that every trial needs; ``workers``, ``concurrent``, ``retry_failed``.
+those of a decoder that every trial needs; ``workers``, ``concurrent``, ``retry_failed``; with
+``forked`` every trial of one worker is forked, without a trainer; ``gpus`` that Ray is told of, and
+``gpus_per_trial``.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ import json
 import sys
 from typing import Any
 
-from etrm_tune.command import How, Prepared, divide, execute, write_plan
+from etrm_tune import short
+from etrm_tune.command import How, Prepared, execute, write_plan
+from etrm_tune.division import divide
 from etrm_tune.plan import Options, Plan, PlannedTrial
 from etrm_tune.resources import Machine
 from etrm_tune.run_folder import RunFolder
@@ -35,20 +39,25 @@ def main(path: str, text: str) -> int:
         trials.append(planned("decoder/trm", asked["decoder"]))
         needs = trials[0].trial_id
     trials += [planned(name, settings, needs) for name, settings in asked["trials"].items()]
-    options = Options("phase1", "laptop", "2026-01-21", 1, scheduler="bar")
+    gpus = asked.get("gpus", 0)
+    profile = "workstation" if gpus else "laptop"
+    options = Options("phase1", profile, "2026-01-21", 1, scheduler="bar")
     how = How(
+        gpus_per_trial=asked.get("gpus_per_trial"),
         workers=asked.get("workers"),
         concurrent=asked.get("concurrent"),
         retry_failed=asked.get("retry_failed", False),
         again=("again",),
         train="fake_loop:train",
     )
-    folder = RunFolder(path)
+    folder, forked = RunFolder(path), asked.get("forked", False)
     with Signals() as signals, folder.locked():
         plan = Plan(options, tuple(trials))
-        machine = Machine(cpus=2)
+        machine = Machine(cpus=asked.get("cpus", 2), gpus=gpus)
         stored = folder.read_plan()
-        prepared = Prepared(plan, machine, divide(plan, machine, how, stored), stored=stored)
+        starts = short.choose(plan, divide(plan, machine, how, stored), forked, stored)
+        allotments = short.apply(divide(plan, machine, how, stored), starts)
+        prepared = Prepared(plan, machine, allotments, stored=stored, starts=starts)
         write_plan(folder, prepared)
         return execute(folder, plan, prepared.allotments, signals, how)
 

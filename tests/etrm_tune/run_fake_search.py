@@ -10,7 +10,8 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from etrm_tune.command import How, Prepared, divide
+from etrm_tune.command import How, Prepared
+from etrm_tune.division import divide
 from etrm_tune.plan import Options, Plan, PlannedTrial
 from etrm_tune.resources import Machine
 from etrm_tune.run_folder import RunFolder

@@ -136,6 +136,19 @@ def test_dry_run_shows_every_trial_and_the_time(
     assert "warning: trials need 800 MB at once, 500 MB are free" in shown
 
 
+def test_long_names_of_a_dry_run_stay_on_one_line(folder: Path) -> None:
+    plan = small_plan(folder)
+    name = "debug-E3E5_lpn_var_grad_clip-s0"
+    work = Work(1743, 1.88e11, 3e12, Parameters(133_000, 288_000))
+    cost = TrialCost(name, "arm", work, Measured(4.1, 75 * 10**7), "measured", 1)
+    for width in (100, 140):
+        file = io.StringIO()
+        show_costs(Console(file=file, width=width), plan, [cost], allotments(plan))
+        line = next(line for line in file.getvalue().splitlines() if name in line)
+        for told in ("1743", "133 k", "288 k", "331 T", "2 h 00 min", "750 MB"):
+            assert told in line, line
+
+
 def test_the_first_steps_make_the_estimate_and_it_is_kept(folder: Path, tmp_path: Path) -> None:
     plan = small_plan(folder)
     run = RunFolder(tmp_path / "run")

@@ -48,6 +48,31 @@ def failing(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return lines[0]
 
 
+def test_next_killed_before_its_plan_stood_begins_again(
+    capsys: pytest.CaptureFixture[str], outcomes: Outcomes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert start("phase1", "--profile", "laptop", *SMALL) == 0
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("etrm_tune.command.write_plan", kill)
+        cli.main(["next", "runs/phase1"])
+    assert [p.name for p in Path("runs/phase2").iterdir() if p.name != "lock"] == ["trials"]
+    assert cli.main(["next", "runs/phase1"]) == 0
+    before = len(outcomes.trained)
+    statuses = [
+        RunFolder("runs/phase2").read_status(t["trial_id"]) for t in plan("runs/phase2")["trials"]
+    ]
+    assert {status["status"] for status in statuses} == {"finished"}
+    assert sum("taken_from" in status for status in statuses) >= 4
+    assert before == len(set(outcomes.trained)), "nothing is trained twice"
+
+
 def test_next_carries_options_over_and_trains_nothing_twice(
     capsys: pytest.CaptureFixture[str], outcomes: Outcomes
 ) -> None:
@@ -242,6 +267,31 @@ def test_auto_gives_an_arm_that_still_rises_more_epochs(
     assert own is None and plan("runs/overfit-E4a-extended")["options"]["settings"]["epochs"] > 400
     # Decisions read it together with the runs before: the selection is made over all of them.
     assert any(text.startswith("selection: E") for text in way["stages"][3]["decided"])
+    # Its epochs are its own: arms of other runs that are followed up keep theirs.
+    capsys.readouterr()
+    outcomes.trained.clear()
+    assert start("followup", "runs/overfit-E4a-extended") == 0
+    more = {name: epochs_of(f"runs/overfit-{name}-full") for name in followed(outcomes)}
+    assert len(more) >= 2 and "E4a" not in more
+    assert set(more.values()) == {plan_epochs("runs/phase3", "overfit-E1a-s0")}
+
+
+def followed(outcomes: Outcomes) -> set[str]:
+    """Experiments that trained in folders ``overfit-NAME-full``."""
+    folders = {one.partition("/")[0] for one in outcomes.trained}
+    return {name.removeprefix("overfit-").removesuffix("-full") for name in folders}
+
+
+def plan_epochs(folder: str, trial_id: str) -> float:
+    config = RunFolder(folder).read_config(trial_id)
+    assert config is not None
+    return float(config["config"]["epochs"])
+
+
+def epochs_of(folder: str) -> float:
+    return plan_epochs(
+        folder, next(t["trial_id"] for t in plan(folder)["trials"] if t["role"] == "arm")
+    )
 
 
 def test_auto_ends_where_a_decoder_crashed(

@@ -8,6 +8,8 @@ import math
 import pytest
 from rich.console import Console
 
+from analysis.health import Sign, signs
+from etrm_tune import board
 from etrm_tune.live import LiveTable, duration, percent
 from etrm_tune.plan import PlannedTrial
 from trainable.config import TrialConfig
@@ -92,3 +94,23 @@ def test_health_of_earlier_sessions_counts() -> None:
     screen.print(table.render())
     shown = screen.export_text()
     assert "gradient starvation" in shown and "20/100" in shown
+
+
+def test_a_report_costs_the_same_however_many_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+
+    def count(rows: list[dict[str, float]], options: dict[str, object]) -> list[Sign]:
+        looked.append(len(rows))
+        return signs(rows, options)
+
+    monkeypatch.setattr(board, "signs", count)
+    line = board.Line("a", 10_000.0, {"epochs": 10_000})
+    for step in range(1, 10_001):
+        line.add({"step": step, "epoch": float(step), "train/loss": 0.5, "other/metric": 1.0})
+        assert line.signs == []
+    assert sum(looked) < 250 * 10_000, "each row is looked at some 200 times, not once a report"
+    assert looked[0] == 1 and looked[-1] > 0.99 * 10_000
+    line.add({"step": 10_001, "epoch": 10_000.0, "train/loss": math.nan})
+    line.set("diverged", "", None)
+    assert [sign.sign for sign in line.signs] == ["divergence"], "an end is never late"
+    assert line.row is not None and line.row["other/metric"] == 1.0

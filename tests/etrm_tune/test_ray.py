@@ -5,11 +5,13 @@ Every run is a process of its own, watched from outside.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +26,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+PATIENCE_S = float(os.environ.get("ETRM_PATIENCE", "300"))
+"""For one run, however busy the machine."""
 
 E1A, E2A, E2B = "overfit/E1a", "overfit/E2a", "overfit/E2b"
 
@@ -42,7 +47,7 @@ def run(folder: Path, **asked: Any) -> subprocess.CompletedProcess[str]:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
         check=False,
     )
 
@@ -124,8 +129,8 @@ def test_decoder_then_two_arms_at_once_one_stopped_one_not_a_number(tmp_path: Pa
     asked: dict[str, Any] = {
         "decoder": {"steps": 5},
         "trials": {
-            E1A: {"steps": 80},
-            E2A: {"steps": 80, "accuracy": 0.1},
+            E1A: {"steps": 80, "step_s": 0.4},  # longer than a start on a busy machine
+            E2A: {"steps": 80, "step_s": 0.4, "accuracy": 0.1},
             E2B: {"steps": 80, "nan_at": 10},
         },
     }
@@ -266,3 +271,91 @@ def test_arms_wait_for_a_decoder_that_failed(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert status(folder, E1A)["status"] == "pending"
     assert "waits for decoder-trm-s0, which is failed" in status(folder, E1A)["reason"]
+
+
+@pytest.mark.parametrize("forked", [True, False], ids=["forked", "trainer"])
+def test_one_trial_out_of_memory_and_the_others_go_on(tmp_path: Path, forked: bool) -> None:
+    """A real `MemoryError`, a process killed at the same step every time, and a loss that is no
+    number: each costs its own trial."""
+    folder = tmp_path / "run"
+    trials: dict[str, Any] = {E2A: {"memory_at": 7}, E1A: {"steps": 30}}
+    if forked:  # a trainer takes a minute to give a trial up that is killed again and again
+        trials |= {E2B: {"killed_at": 7}, "overfit/E2c": {"diverged_at": 7}}
+    done = run(folder, trials=trials, forked=forked)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert status(folder, E1A)["status"] == "finished"
+    assert steps(folder, E1A) == list(range(1, 31))
+    assert status(folder, E2A)["status"] == "failed"
+    assert status(folder, E2A)["reason"] == "out of memory"
+    assert f"failed: {trial(E2A)}: out of memory" in done.stdout
+    assert steps(folder, E2A) == list(range(1, 7)), "what it measured is kept"
+    assert not any(alive(pid) for pid in worker_pids(folder))
+    if forked:
+        assert status(folder, E2B)["status"] == "failed"
+        assert "killed by SIGKILL (by hand, or out of memory), 4 times" in done.stdout
+        assert steps(folder, E2B) == list(range(1, 7))
+        told = status(folder, "overfit/E2c")
+        assert (told["status"], told["reason"]) == (
+            "diverged",
+            "train/loss is not finite at step 7",
+        )
+
+
+def resident_kb(pid: int) -> int:
+    """Memory of a process, 0 when it has ended."""
+    with contextlib.suppress(OSError, IndexError):
+        text = Path(f"/proc/{pid}/status").read_text()
+        return int(text.split("VmRSS:")[1].split()[0])
+    return 0
+
+
+SOAK = int(os.environ.get("ETRM_SOAK", "24"))
+"""Trials of the soak; 200 is the number that a release is tried with."""
+
+
+@pytest.mark.timeout(300 + 10 * SOAK)
+def test_a_soak_of_short_trials_leaves_memory_flat_and_nothing_behind(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    trials = {f"overfit/T{n:03}": {"steps": 5, "step_s": 0.01} for n in range(SOAK)}
+    seen: list[tuple[int, int]] = []
+    with started(folder, trials=trials, forked=True) as process:
+        output = Drain(process)
+        children: set[int] = set()
+        while process.poll() is None:
+            done = len(list(folder.glob("trials/*/result.json")))
+            seen.append((done, resident_kb(process.pid)))
+            children |= descendants(process.pid)
+            time.sleep(0.5)
+    assert process.returncode == 0, output.text()
+    assert f"All {SOAK} trials are done" in output.text()
+    for name in trials:
+        assert status(folder, name)["status"] == "finished"
+        assert steps(folder, name) == [1, 2, 3, 4, 5]
+        assert len(list((folder / "trials" / trial(name)).glob("attempt-*.jsonl"))) == 1
+    assert not [pid for pid in children if alive(pid)]
+    assert not (folder / "ray").exists()
+    early = [kb for done, kb in seen if SOAK * 0.25 <= done <= SOAK * 0.5 and kb]
+    late = [kb for done, kb in seen if done >= SOAK * 0.75 and kb]
+    told = f"main process: {min(early)} kB early, {max(late)} kB late, {SOAK} trials"
+    print(told)
+    # The last point is where the tables are made: pandas is loaded by then.
+    assert sorted(late)[len(late) // 2] < 1.1 * max(early), told
+
+
+class Drain:
+    """Reads a process's output while it runs, so that it never waits for a reader."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        self._lines: list[str] = []
+        self._thread = threading.Thread(target=self._read, args=[process.stdout], daemon=True)
+        self._thread.start()
+
+    def _read(self, stream: Any) -> None:
+        with contextlib.suppress(ValueError):  # closed
+            self._lines.extend(stream)
+
+    def text(self) -> str:
+        """What it has said so far."""
+        self._thread.join(timeout=5)
+        return "".join(self._lines)

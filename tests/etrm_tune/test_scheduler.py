@@ -60,6 +60,20 @@ def test_a_missing_metric_takes_the_last_measured_one(tmp_path: Path, trial: Any
     assert made.reasons == {}
 
 
+def test_every_rung_that_a_late_report_reaches_has_its_line(tmp_path: Path, trial: Any) -> None:
+    from search_spaces.schedulers import search_rule
+
+    made = scheduler(tmp_path, trial, search_rule("asha", 80))
+    assert report(made, trial, 41, 0.5) == "CONTINUE"
+    lines = [json.loads(x) for x in (tmp_path / ID / "scheduler.jsonl").read_text().splitlines()]
+    assert [(x["rule"], x["rung"]) for x in lines] == [
+        ("bar", 40),
+        ("halving", 10),
+        ("halving", 30),
+    ]
+    assert all(f"(rung {x['rung']:g}, first report at epoch 41)" in x["reason"] for x in lines)
+
+
 def test_halving_is_off_in_phases(tmp_path: Path, trial: Any) -> None:
     made = scheduler(tmp_path, trial, phase_rule(100))
     second = SimpleNamespace(trial_id="a2", config={"trial_id": "overfit-E2a-s0"})

@@ -158,7 +158,7 @@ def test_seeds_are_an_axis_and_a_finite_space_ends(
     search.folder.write_status(third[0].trial_id, "failed")
     search.folder.write_status(fourth[0].trial_id, "running")
     states = [one.state for one in search.tried()]
-    assert states == ["stopped", "failed", "failed", "running"]
+    assert states == ["stopped", "diverged", "failed", "running"]
     assert search.tried()[0].objectives and not search.tried()[1].objectives
     lines = rungs(search)
     assert [line.rule for line in lines] == ["halving", "halving", "bar"]

@@ -75,5 +75,4 @@ def test_a_search_that_is_killed_goes_on_and_tells_who_survived(tmp_path: Path) 
     assert "n = 8 points" in out
     assert "rung (epochs)" in out
     assert "All 8 trials are done" in out
-    # The killed session could not remove its scratch folder; the second one has removed its own.
-    assert len(list(folder.glob("ray/*"))) <= 1
+    assert not (folder / "ray").exists(), "the killed session's scratch folder is gone too"

@@ -20,6 +20,7 @@ from etrm_tune.searchers import (
     continuous,
     key,
     propose,
+    worst,
 )
 from search_spaces import SPACES, space
 from search_spaces.domains import Choice, Float, Int
@@ -39,7 +40,7 @@ def outcome(proposal: Proposal, number: int) -> Tried:
     lr = values.get("lr", 1e-4)
     score = 0.9 - abs(math.log10(lr) + 4) / 4 - 0.05 * values.get("halt_exploration_prob", 0.5)
     if kind < 0.15:
-        return Tried(values, "failed", notes=notes)
+        return Tried(values, "failed" if kind < 0.07 else "diverged", notes=notes)
     if kind < 0.3:
         return Tried(values, "stopped", (score / 2, 8.0), 50, notes)
     if number % 11 == 10:
@@ -126,9 +127,10 @@ def test_learning_searchers_beat_chance(name: str) -> None:
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_what_became_of_a_point_is_told_as_such(name: str) -> None:
-    """Optuna's samplers pass over failed points: they are not successes, and warn of nothing."""
+    """A crash says nothing of a point; divergence and a value that is no number are the worst."""
     where = space("halting")
-    question = Question(where, [], ("maximize",), 0, DEFAULT_REVISION)
+    others = [Tried({"halt_max_steps": n}, "finished", (v,)) for n, v in ((4, 0.4), (16, 0.2))]
+    question = Question(where, others, ("maximize",), 0, DEFAULT_REVISION)
     values = {"halt_max_steps": 8}
 
     def told(state: State, *objectives: float) -> tuple[str, list[float] | None, list[float]]:
@@ -139,11 +141,53 @@ def test_what_became_of_a_point_is_told_as_such(name: str) -> None:
     assert told("failed") == ("FAIL", None, [])
     assert told("running") == ("RUNNING", None, [])
     assert told("finished", 0.7) == ("COMPLETE", [0.7], [])
-    assert told("finished", math.nan) == ("FAIL", None, [])
     if name == "tpe":
         assert told("stopped", 0.3) == ("PRUNED", None, [0.3])
+        assert told("diverged") == told("finished", math.nan) == ("PRUNED", None, [])
     else:
         assert told("stopped", 0.3) == ("COMPLETE", [0.3], [])
+        assert told("diverged") == told("stopped", math.nan) == ("COMPLETE", [0.2], [])
+
+
+def test_the_worst_is_what_was_seen() -> None:
+    where = space("halting")
+    tried = [
+        Tried({"halt_max_steps": 4}, "finished", (0.4, 9.0)),
+        Tried({"halt_max_steps": 8}, "stopped", (0.1, math.nan)),
+        Tried({"halt_max_steps": 16}, "diverged"),
+    ]
+    question = Question(where, tried, TWO, 0, DEFAULT_REVISION)
+    assert worst(question) == [0.1, 9.0]
+    assert worst(Question(where, [], TWO, 0, DEFAULT_REVISION)) == [0.0, 0.0]
+    for name in LEARNING:  # several objectives: none of the samplers reads pruned points
+        assert _frozen(tried[1], question, name).values == [0.1, 9.0]
+        assert _frozen(tried[2], question, name).values == [0.1, 9.0]
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_searchers_keep_away_from_where_points_diverge(name: str) -> None:
+    """The larger a rate the better, up to one above which all points diverge. Told so, a searcher
+    stays below; told of crashes instead, it looks for something better above."""
+    where = Space("one", "Where?", (Parameter("lr", Float(1e-5, 1e-3, log=True), ""),
+                                    Parameter("num_act_steps", Int(1, 9), "")))  # fmt: skip
+    generator, asked = random.Random(1), 5 if name == "gp" else 15
+
+    def above(state: State) -> int:
+        tried = []
+        for _ in range(24):
+            values = where.sample(generator).values
+            if values["lr"] > 1e-4:
+                tried.append(Tried(values, state))
+            else:
+                score = 0.7 + (math.log10(values["lr"]) + 5) / 10
+                tried.append(Tried(values, "finished", (score,), 1))
+        found = [propose(name, where, tried, seed=seed) for seed in range(asked)]
+        return sum(one is not None and one.point.values["lr"] > 1e-4 for one in found)
+
+    told = above("diverged")
+    assert told <= asked / 3, "chance: half"
+    if name != "nsga2":  # it breeds from the best points alone, and so from none above
+        assert above("failed") > told
 
 
 @pytest.mark.parametrize(

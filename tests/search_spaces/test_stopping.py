@@ -8,7 +8,14 @@ import random
 
 import pytest
 
-from search_spaces.schedulers import Median, place, rung_lines, search_rule
+from search_spaces.schedulers import (
+    Median,
+    check_scheduler,
+    place,
+    rules_of,
+    rung_lines,
+    search_rule,
+)
 from search_spaces.stopping import Bar, Decision, Halving, StoppingRule, phase_rule
 from trainable.errors import ConfigError
 
@@ -87,6 +94,30 @@ def test_a_report_without_the_metric_is_judged_by_a_fresh_value() -> None:
     assert rule.on_report("stale", 500, None).stop
     rule.on_report("nan", 490, NAN)
     assert rule.on_report("nan", 500, None).stop
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
+def test_a_trial_is_compared_when_it_has_measured_something(scheduler: str) -> None:
+    """No row of a trial of many ACT steps can have halted by an early rung."""
+    rule = search_rule(scheduler, 800)
+    assert rule is not None
+    for trial, value in (("a", 0.3), ("b", 0.4), ("c", 0.5)):
+        rule.on_report(trial, 170, value)
+    assert rule.on_report("slow", 170, None) == Decision(stop=False)
+    assert all("slow" not in rung.entries for rung in rule.rungs)
+    late = rule.on_report("slow", 230, 0.9)
+    assert not late.stop
+    assert "first report at epoch 230" in late.reason
+    # Half of the budget is the end of patience; what is not a number never waits.
+    assert not rule.on_report("never", 399, None).stop
+    assert rule.on_report("never", 400, None).stop
+    assert rule.on_report("nan", 170, NAN).stop
+
+
+def test_nothing_measured_on_a_rung_is_said_plainly() -> None:
+    rule = StoppingRule([Halving(2, (100,))], budget=1000)
+    rule.on_report("a", 100, NAN)
+    assert "which are no numbers either at epoch" in rule.on_report("b", 100, NAN).reason
 
 
 def test_learning_curves_pass_the_bar_and_flat_ones_stop_there() -> None:
@@ -266,6 +297,18 @@ def test_schedulers_by_name() -> None:
     assert search_rule("none", 800) is None
     with pytest.raises(ConfigError, match="did you mean 'asha'"):
         search_rule("ash", 800)
+
+
+def test_schedulers_with_settings() -> None:
+    (bar,) = rules_of("bar:0.15@0.25", 800)
+    assert bar == Bar(0.15, 0.25, name="own bar") and bar.milestones(800) == (200,)
+    plain, halving = rules_of("asha:0.125,0.5", 800)
+    assert plain == Bar() and halving.milestones(800) == (100, 400)
+    assert rules_of("asha", 800)[1].milestones(800) == (100, 300)
+    assert check_scheduler("median") == "median"
+    for wrong in ("bar:", "bar:15", "bar:15@0.5", "bar:0.2@x", "asha:0.5,2", "asha:", "none:1"):
+        with pytest.raises(ConfigError, match=f"scheduler '{wrong}': give {wrong[:3]}"):
+            rules_of(wrong, 800)
 
 
 @pytest.mark.parametrize("scheduler", ["bar", "asha", "median"])

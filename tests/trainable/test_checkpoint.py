@@ -18,7 +18,7 @@ from torch import Tensor
 from tests.trainable.small_trials import puzzle_folder, tiny
 from trainable import checkpoint, decoder
 from trainable.config import ModelConfig, TrialConfig
-from trainable.errors import CheckpointError, ConfigError, UserError
+from trainable.errors import CheckpointError, ConfigError, UserError, storage_error
 from trainable.loop import train
 from trainable.models import build_model
 
@@ -274,6 +274,24 @@ def test_saving_keeps_the_newest_and_falls_back_from_a_damaged_one(tmp_path: Pat
     assert checkpoint.newest(tmp_path / "nowhere") is None
 
 
+def test_one_flipped_bit_is_found_and_falls_back(tmp_path: Path) -> None:
+    """torch reads a flipped weight without a word; the file's own checksums know."""
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, state_of(step), keep=2)
+    path = tmp_path / "step-2.pt"
+    content = bytearray(path.read_bytes())
+    at = content.find(torch.full((3,), 2.0).numpy().tobytes())
+    assert at > 0
+    content[at] ^= 1
+    path.write_bytes(content)
+    assert not torch.equal(torch.load(path, weights_only=True)["x"], torch.full((3,), 2.0))
+    with pytest.raises(CheckpointError, match="is damaged") as caught:
+        checkpoint.read_own(path)
+    one_line(caught.value)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None and found[1]["step"] == 1
+
+
 def test_foreign_and_newer_files_are_refused(tmp_path: Path) -> None:
     torch.save({"x": torch.ones(1)}, tmp_path / "a")
     with pytest.raises(CheckpointError, match="not a training checkpoint"):
@@ -302,5 +320,5 @@ def test_a_failed_write_leaves_the_old_file(
     blocked.touch()
     with pytest.raises(UserError, match=re.escape(str(blocked))):
         checkpoint.save(blocked, 1, state_of(1), keep=1)
-    read_only = checkpoint.storage_error(path, PermissionError(errno.EACCES, "denied"))
+    read_only = storage_error(path, PermissionError(errno.EACCES, "denied"))
     assert "read-only" in str(read_only)

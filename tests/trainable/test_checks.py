@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.trainable.small_trials import puzzle_folder, rows_of, tiny
 from trainable import checkpoint
@@ -126,6 +127,9 @@ def test_a_decoder_is_compared_at_loading_and_while_it_is_frozen(
         if row["step"] > 1:
             assert names(row, "decoder/") <= COMPARED
             assert not names(row, "data/")
+    drifts = {row["step"]: row["drift/relative"] for row in rows if names(row, "drift/")}
+    assert set(drifts) == {2, 4}, "at evaluations, frozen or not"
+    assert [drifts[2] > 0, drifts[4] > 0] == [frozen < 2, frozen < 4]
     first = rows[0]
     assert (first["decoder/keys_loaded"], first["decoder/keys_missing"]) == (count, 0)
     assert first["decoder/ema"] == 1.0
@@ -140,6 +144,9 @@ def test_a_frozen_decoder_that_moved_is_seen(folder: Path, decoder: Path, tmp_pa
     found = trial.compare()
     assert found["decoder/max_difference"] == pytest.approx(0.5)
     assert found["decoder/tensors"] - found["decoder/tensors_equal"] == 1
+    source = torch.cat([value.double().flatten() for value in trial.decoder.tensors.values()])
+    assert found["drift/max"] == pytest.approx(0.5)
+    assert found["drift/relative"] == pytest.approx(0.5 / float(source.norm()))
 
 
 def test_rows_without_a_decoder_have_no_comparison(folder: Path, tmp_path: Path) -> None:

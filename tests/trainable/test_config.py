@@ -144,6 +144,7 @@ def test_identity_is_the_same_in_another_process() -> None:
         {"decoder_ref": "0123456789abcdef"},
         {"decoder_puzzles": "same"},
         {"profile": "laptop"},
+        {"float32_matmul_precision": "medium"},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -76,6 +76,32 @@ def test_evaluation_means_against_the_rows_themselves(folder: Path) -> None:
     assert found["eval/exact_accuracy"] == np.mean(right)
 
 
+def test_calibration_of_the_q_head(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of six right rows the Q-head is sure of two; their tenths, shares and distance."""
+    model, data = build(tiny(folder))
+    total = data.num_eval_rows()
+    answered: list[int] = []
+
+    def knows(model: RecursiveModel, batch: dict[str, Tensor], context: Any = None) -> Outputs:
+        logits = torch.nn.functional.one_hot(batch["labels"].long().clamp_min(0), 12).float()
+        sure = torch.tensor([len(answered) + i < 2 for i in range(len(logits))])
+        answered.extend(range(len(logits)))
+        q = torch.logit(torch.where(sure, 0.95, 0.15))
+        return Outputs(logits=logits, q_halt_logits=q, labels=batch["labels"])
+
+    monkeypatch.setattr(evaluate_module, "run_act", knows)
+    found = evaluate(model, data, 4, device=CPU).metrics
+    assert [found[f"eval/q_rows/{k}"] for k in (1, 2, 10)] == pytest.approx(
+        [0, (total - 2) / total, 2 / total]
+    )
+    assert found["eval/q_right/2"] == found["eval/q_right/10"] == 1.0
+    assert "eval/q_right/1" not in found
+    apart = (2 * 0.05 + (total - 2) * 0.85) / total
+    assert found["eval/q_halt_calibration_error"] == pytest.approx(apart)
+    told = demonstration_controls(model, data, 4, seed=0, device=CPU)
+    assert told["control/q_rows/2"] == 1.0 and told["control/q_right/2"] == 1.0
+
+
 def test_an_output_outside_its_canvas_is_never_exact(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

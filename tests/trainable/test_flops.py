@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.trainable.small_trials import puzzle_folder, tiny
+from trainable import kernels
 from trainable.data import ArcData
 from trainable.evaluate import evaluation_mode, run_act, to_tensors
 from trainable.flops import (
@@ -22,6 +23,13 @@ from trainable.flops import (
 from trainable.losses import act_loss
 from trainable.models import build_model
 from trainable.models.encoders import ENCODERS
+
+
+@pytest.fixture(autouse=True)
+def _without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's counter sees its own operations alone."""
+    monkeypatch.setattr(kernels, "usable", lambda *_, **__: False)
+
 
 SIZES = {"hidden_size": 64, "num_heads": 2, "L_layers": 2, "L_cycles": 3, "encoder_num_layers": 2}
 TOLERANCE = 0.03

@@ -24,7 +24,7 @@ from tests.trainable.small_trials import (
 from trainable import checkpoint
 from trainable import trial as trial_module
 from trainable.config import TrialConfig
-from trainable.errors import CheckpointError, ConfigError
+from trainable.errors import CheckpointError, ConfigError, StorageError
 from trainable.loop import TrainResult, train
 
 
@@ -176,6 +176,104 @@ def test_a_killed_process_is_resumed(folder: Path, tmp_path: Path) -> None:
     same_state(final_state(out), final_state(tmp_path / "whole"))
 
 
+def test_an_orphan_leaves_no_checkpoint_behind_a_later_attempt(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An orphan saves between two of its rows, when the next attempt has chosen its checkpoint.
+
+    With the orphan's checkpoint a third attempt would go on without the rows between the two.
+    """
+    config = tiny(folder, steps=12, log_interval=2, checkpoint_interval=3, max_eval_groups=0)
+    run(config, tmp_path / "whole")
+    out = tmp_path / "parts"
+    original = trial_module.Trial.train_step
+
+    class Killed(BaseException):
+        pass
+
+    def dies(trial: Any) -> None:
+        if trial.step == 7:
+            raise Killed
+        original(trial)
+
+    def taken_over(trial: Any) -> None:
+        """At step 8 of the orphan the next attempt runs from step 6 to its own end at step 7."""
+        if trial.step == 8:
+            monkeypatch.setattr(trial_module.Trial, "train_step", dies)
+            with pytest.raises(Killed):
+                run(config, out, resume_from="auto")
+            monkeypatch.setattr(trial_module.Trial, "train_step", original)
+        original(trial)
+
+    monkeypatch.setattr(trial_module.Trial, "train_step", taken_over)
+    result = run(config, out)
+    assert (result.status, result.step) == ("superseded", 9)
+    assert not (out / "result.json").exists()
+    assert [step for step, _ in checkpoint.list_steps(out / "checkpoints")] == [3, 6]
+    run(config, out, resume_from="auto")
+    assert comparable_rows(out) == comparable_rows(tmp_path / "whole")
+    same_state(final_state(out), final_state(tmp_path / "whole"))
+
+
+def test_a_full_disk_is_one_line_and_leaves_whole_lines(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux's own full device stands in the place of the file that is written."""
+    config = tiny(folder, steps=4, checkpoint_interval=2, max_eval_groups=0)
+    run(config, tmp_path / "whole")
+    out = tmp_path / "parts"
+    original = torch.save
+
+    def full(state: Any, file: Any) -> None:
+        device = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(device, file.fileno())
+        os.close(device)
+        original(state, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(StorageError, match=r"disk full while writing .*step-2\.pt") as caught:
+        run(config, out, resume_from="auto")
+    monkeypatch.undo()
+    assert "\n" not in str(caught.value)
+    assert [row["step"] for row in rows_of(out)] == [1, 2], "what was written stays readable"
+    assert list((out / "checkpoints").iterdir()) == []
+
+    (out / "attempt-2.jsonl").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"disk full while writing .*attempt-2\.jsonl"):
+        run(config, out, resume_from="auto", attempt=2)
+    (out / "attempt-2.jsonl").unlink()
+    run(config, out, resume_from="auto")
+    assert comparable_rows(out) == comparable_rows(tmp_path / "whole")
+
+
+def test_a_line_that_does_not_fit_leaves_no_half(tmp_path: Path) -> None:
+    """The limit on a file's size cuts a write short: the piece is taken back."""
+    code = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from trainable.records import Recorder; from trainable.errors import StorageError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "recorder = Recorder(Path(sys.argv[1]), attempt=None, writes=True)\n"
+        "recorder.start(resumed_from=0)\n"
+        "recorder.row({'step': 1, 'train/loss': 1.0})\n"
+        "size = recorder.path.stat().st_size\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (size + 9, size + 9))\n"
+        "try:\n"
+        "    recorder.row({'step': 2, 'train/loss': 2.0})\n"
+        "except StorageError as error:\n"
+        "    print(error)\n"
+        "recorder.close()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
+    )
+    assert "disk full while writing" in done.stdout and done.stdout.count("\n") == 1
+    text = (tmp_path / "attempt-1.jsonl").read_text()
+    assert text.endswith("\n") and [json.loads(line)["kind"] for line in text.splitlines()] == [
+        "start",
+        "row",
+    ]
+
+
 def test_a_checkpoint_of_another_trial_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,3 +319,23 @@ def test_time_is_training_time(folder: Path, tmp_path: Path) -> None:
     rows = rows_of(tmp_path)
     assert rows[-1]["time"] - rows[0]["time"] > 0.4
     assert rows[-1]["wall_s"] < result.wall_s
+
+
+def test_a_pause_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    config = tiny(folder, steps=6, encoder_type="standard")
+    run(config, tmp_path / "whole")
+    paused = run(config, tmp_path / "paused", until=3)
+    assert (paused.status, paused.step) == ("paused", 3)
+    assert not (tmp_path / "paused" / "result.json").exists()
+    assert run(config, tmp_path / "paused", until=3, resume_from="auto").status == "paused"
+    ended = run(config, tmp_path / "paused", until=6, resume_from="auto")
+    assert ended.status == "finished"
+    assert comparable_rows(tmp_path / "paused") == comparable_rows(tmp_path / "whole")
+    same_state(final_state(tmp_path / "paused"), final_state(tmp_path / "whole"))
+
+
+def test_rates_follow_their_factors(folder: Path, tmp_path: Path) -> None:
+    config = tiny(folder, steps=6, lr_warmup_steps=0, lr_factors=((2, 0.5), (4, 2.0)))
+    run(config, tmp_path / "a")
+    rates = [row["train/lr"] for row in rows_of(tmp_path / "a")]
+    assert rates == pytest.approx([config.lr * f for f in (1, 1, 0.5, 0.5, 2, 2)])

@@ -17,7 +17,7 @@ import torch
 from tests.trainable.small_trials import puzzle_folder, tiny
 from trainable.config import TrialConfig
 from trainable.models import build_model
-from trainable.models.compiled import compile_
+from trainable.models.compiled import compile_, pays
 from trainable.trial import Trial
 
 # Torch's own, while it traces.
@@ -110,8 +110,45 @@ def test_the_option_compiles_and_is_off_by_default(
 def test_compiling_is_outside_the_identity() -> None:
     """It changes numbers by rounding alone, as micro batches and workers do."""
     config = TrialConfig()
-    assert config.compile is False
+    assert config.compile is None
     assert config.replace(compile=True).identity() == config.identity()
+
+
+def test_unset_it_is_on_where_it_was_measured_to_pay(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainable.models.compiled.find_spec", lambda name: name)
+    monkeypatch.setattr("shutil.which", lambda name: name if name == "gcc" else None)
+    cuda, wide = torch.device("cuda"), {"hidden_size": 512, "num_heads": 8}
+    assert pays(tiny(folder, **wide).model, cuda)
+    assert not pays(tiny(folder, **wide).model, torch.device("cpu"))
+    assert not pays(tiny(folder).model, cuda)
+    assert not pays(tiny(folder, canvas="full", **wide).model, cuda)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert not pays(tiny(folder, **wide).model, cuda), "nothing to compile with"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_compiled_halves_are_compared_with_eager_code_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    config = tiny(folder, forward_dtype=dtype).model
+    model = build_model(config, seed=0)
+    assert "inner.L_level.layers.0.mlp" in compile_(model, backend="aot_eager", checked=True)
+
+    def wrong(function: Any, **_: Any) -> Any:
+        return lambda *values: function(*values) * 1.2
+
+    monkeypatch.setattr(torch, "compile", wrong)
+    with pytest.warns(UserWarning, match="differs from eager code by 2.0e-01"):
+        assert compile_(build_model(config, seed=0), checked=True) == []
+
+    def broken(function: Any, **_: Any) -> Any:
+        raise RuntimeError("no compiler\nat all")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.warns(UserWarning, match="left out: .*RuntimeError: no compiler"):
+        assert compile_(build_model(config, seed=0), checked=True) == []
 
 
 def test_what_is_compiled_has_stable_shapes(folder: Path) -> None:

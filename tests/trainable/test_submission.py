@@ -9,8 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from trainable.checkpoint import StorageError
-from trainable.errors import DataError
+from trainable.errors import DataError, StorageError
 from trainable.exposure import exposure_to
 from trainable.submission import check_submission, write_submission, write_tasks
 

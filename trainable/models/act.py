@@ -23,6 +23,7 @@ from trainable.models.encoders.base import State
 from trainable.models.encoding import detached_state, encode, encode_step
 from trainable.models.inner import Inner, Rope
 from trainable.models.layout import TokenLayout, canvas_layout, full_layout
+from trainable.models.transfer import Flags, HostedBatch, merged, upload
 from trainable.random import RowGenerator
 
 IGNORE_LABEL = -100
@@ -70,6 +71,8 @@ class RecursiveModel(nn.Module):
             steps=torch.zeros(rows, dtype=torch.int32, device=device),
             halted=torch.ones(rows, dtype=torch.bool, device=device),
             current_data=data,
+            host=batch.host if isinstance(batch, HostedBatch) else None,
+            flags=Flags(torch.ones(rows, dtype=torch.bool)) if device.type == "cuda" else None,
         )
 
     def _next_data(self, carry: Carry, batch: Mapping[str, Tensor]) -> Batch:
@@ -89,6 +92,12 @@ class RecursiveModel(nn.Module):
             for name, value in offered.items()
         }
 
+    def _next_host(self, carry: Carry, batch: Mapping[str, Tensor]) -> Batch | None:
+        """What the host knows of the rows of this step; None where it does not follow them."""
+        if carry.host is None or not isinstance(batch, HostedBatch):
+            return None
+        return merged(carry.halted_on_host(), batch.host, carry.host)
+
     def _derive_canvas(self, batch: Batch) -> Batch:
         if "demo_inputs" not in batch:
             raise DataError(
@@ -101,13 +110,16 @@ class RecursiveModel(nn.Module):
         labels, fits = labels_on_canvas(batch["labels"], canvas, self.config.grid_side)
         return {"canvas": canvas, "labels": labels, "fits": fits}
 
-    def layout(self, data: Mapping[str, Tensor]) -> TokenLayout:
-        """Packed layout of the rows' tokens."""
+    def layout(
+        self, data: Mapping[str, Tensor], host: Mapping[str, Tensor] | None = None
+    ) -> TokenLayout:
+        """Packed layout of the rows' tokens, from `host` where the host knows their canvas."""
         device = data["inputs"].device
         if self.config.canvas == "full":
             return full_layout(data["inputs"].shape[0], self.inner.length, device)
+        canvas = data["canvas"] if host is None or "canvas" not in host else host["canvas"]
         return canvas_layout(
-            data["canvas"].cpu().numpy(),
+            canvas.cpu().numpy(),
             prefix=self.config.prefix_len,
             side=self.config.grid_side,
             device=device,
@@ -125,9 +137,10 @@ class RecursiveModel(nn.Module):
         if old.identity and layout.identity:
             source_H, source_L = carry.inner.packed_H, carry.inner.packed_L
         else:
-            slot = torch.zeros(old.rows * old.width, dtype=torch.int64, device=row.device)
-            exists = old.dense >= 0
-            slot[old.dense[exists]] = torch.arange(old.tokens, device=row.device)[exists]
+            places = old.rows * old.width  # padding goes to one place behind them
+            slot = torch.zeros(places + 1, dtype=torch.int64, device=row.device)
+            place = torch.where(old.dense >= 0, old.dense, places)
+            slot.scatter_(0, place, torch.arange(old.tokens, device=row.device))
             source = slot[layout.dense.clamp_min(0)]
             source_H, source_L = carry.inner.packed_H[source], carry.inner.packed_L[source]
             keep = keep & (layout.dense >= 0)
@@ -176,6 +189,7 @@ class RecursiveModel(nn.Module):
         noise = halting if sampling is None else RowGenerator.wrap(sampling)
         inner = self.inner
         data = self._next_data(carry, batch)
+        host = self._next_host(carry, batch)
         steps = torch.where(carry.halted, 0, carry.steps)
 
         encoded = None
@@ -184,11 +198,11 @@ class RecursiveModel(nn.Module):
         elif context is not None:
             prefix = context
         else:
-            encoded = encode_step(self, carry, data, noise)
+            encoded = encode_step(self, carry, data, noise, host)
             prefix = encoded.context
 
-        unchanged = carry.inner.layout is not None and not bool(carry.halted.any())
-        layout = carry.inner.layout if unchanged else self.layout(data)
+        unchanged = carry.inner.layout is not None and not bool(carry.halted_on_host().any())
+        layout = carry.inner.layout if unchanged else self.layout(data, host)
         assert layout is not None
         if unchanged:
             z_H, z_L = carry.inner.packed_H, carry.inner.packed_L
@@ -214,6 +228,7 @@ class RecursiveModel(nn.Module):
             encoded=None if self.training else encoded,
             context=prefix.detach() if self._stores_context else None,
             encoder_state=detached_state(encoded, carry.encoder_state),
+            host=host,
         ), outputs
 
     def _heads(self, z_H: Tensor, layout: TokenLayout) -> Outputs:
@@ -223,11 +238,9 @@ class RecursiveModel(nn.Module):
             states = z_H.view(layout.rows, layout.width, -1)[:, prefix:]
             outputs = Outputs(logits=inner.lm_head(states))
         else:
-            is_cell = (layout.position >= prefix) & (layout.dense >= 0)
-            dense = layout.dense[is_cell]
-            row = dense // layout.width
-            cell = row * cells + dense % layout.width - prefix
-            logits = inner.lm_head(z_H[is_cell])
+            assert layout.cells is not None
+            packed, row, cell = layout.cells
+            logits = inner.lm_head(z_H[packed])
             outputs = Outputs(PackedLogits(logits, row, cell, layout.rows, cells))
         q = inner.q_logits(z_H, layout)
         outputs["q_halt_logits"], outputs["q_continue_logits"] = q[:, 0], q[:, 1]
@@ -248,8 +261,8 @@ class RecursiveModel(nn.Module):
         else:
             stop = last | (q_halt > outputs["q_continue_logits"].detach())
         rows, device = steps.shape[0], steps.device
-        explore = generator.rand(rows).to(device) < config.halt_exploration_prob
-        least = generator.randint(2, config.halt_max_steps + 1, rows).to(device)
+        explore = upload(generator.rand(rows), device) < config.halt_exploration_prob
+        least = upload(generator.randint(2, config.halt_max_steps + 1, rows), device)
         halted: Tensor = stop & (steps >= torch.where(explore, least, 0))
         return halted
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainable.models.encoders import EncoderOutput
 from trainable.models.layout import TokenLayout
+from trainable.models.transfer import Flags
 
 Batch = dict[str, Tensor]
 
@@ -41,7 +42,8 @@ class Carry:
     """What a batch of rows carries from one ACT step to the next; nothing in it has a gradient.
 
     `encoded` is kept in evaluation, where demonstrations never change; `context` (B, P, D) in
-    training with encode mode `cached`; `encoder_state` by recurrent encoders.
+    training with encode mode `cached`; `encoder_state` by recurrent encoders. `host` holds on the
+    host what decides shapes of `current_data`, `flags` brings `halted` there (CUDA).
     """
 
     inner: InnerCarry
@@ -51,6 +53,17 @@ class Carry:
     encoded: EncoderOutput | None = None
     context: Tensor | None = None
     encoder_state: tuple[Tensor, ...] | None = None
+    host: Batch | None = None
+    flags: Flags | None = None
+
+    def announce(self) -> None:
+        """`halted` is final: start its way to the host, behind what the device has to do now."""
+        if self.halted.device.type == "cuda":
+            self.flags = Flags(self.halted)
+
+    def halted_on_host(self) -> Tensor:
+        """`halted` on the host; waits for everything on the device unless it was announced."""
+        return self.halted.cpu() if self.flags is None else self.flags.read()
 
 
 @dataclass(eq=False)

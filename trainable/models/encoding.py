@@ -16,6 +16,7 @@ from torch import Tensor
 from trainable.models.carry import Batch, Carry
 from trainable.models.encoders import DemonstrationEncoder, EncoderOutput
 from trainable.models.encoders.base import State
+from trainable.models.transfer import upload
 from trainable.random import RowGenerator
 
 if TYPE_CHECKING:
@@ -55,21 +56,28 @@ def encode(
 
 
 def encode_step(
-    model: RecursiveModel, carry: Carry, data: Batch, noise: RowGenerator
+    model: RecursiveModel,
+    carry: Carry,
+    data: Batch,
+    noise: RowGenerator,
+    host: Mapping[str, Tensor] | None = None,
 ) -> EncoderOutput:
     """The rows' encoding at this ACT step, as the encoder and `encode_mode` say.
 
     A recurrent encoder runs at every step, in evaluation too: its state moves on. A static one runs
-    once per row in evaluation, and in training as the mode says.
+    once per row in evaluation, and in training as the mode says. `host`: demonstrations that the
+    host knows; which cells exist is then found there (not in `parity`, which takes all).
     """
     assert model.encoder is not None
+    if host is not None and not model.config.parity:
+        data = data | {name: host[name] for name in _DEMOS if name in host}
     if model.encoder.recurrent:
         return model.encode(data, noise, _state_of(model.encoder, carry))
     if model.training:
         if model.config.encode_mode == "cached":
             return _cached(model, carry, data, noise)
         return model.encode(data, noise)
-    if carry.encoded is None or bool(carry.halted.any()):
+    if carry.encoded is None or bool(carry.halted_on_host().any()):
         return model.encode(data, noise)
     return carry.encoded
 
@@ -103,7 +111,7 @@ def _cached(model: RecursiveModel, carry: Carry, data: Batch, noise: RowGenerato
     assert model.encoder is not None
     if model.encoder.variational:
         noise = noise.fork()
-    starts = carry.halted.nonzero()[:, 0]
+    starts = carry.halted_on_host().nonzero()[:, 0]
     rows = carry.halted.shape[0]
     if len(starts) == rows:
         return model.encode(data, noise)
@@ -111,10 +119,15 @@ def _cached(model: RecursiveModel, carry: Carry, data: Batch, noise: RowGenerato
     assert stored is not None, "the first step starts every row"
     if not len(starts):
         return EncoderOutput(stored, stored.mean(1))
-    part = {name: data[name][starts] for name in _DEMOS if name in data}
+    index = upload(starts, stored.device)
+    part = {
+        name: data[name][starts if data[name].device == starts.device else index]
+        for name in _DEMOS
+        if name in data
+    }
     encoded = model.encode(part, noise.select(starts, rows))
-    context = stored.index_copy(0, starts, encoded.context.to(stored.dtype))
+    context = stored.index_copy(0, index, encoded.context.to(stored.dtype))
     kl_rows = encoded.kl_rows
     if kl_rows is not None:
-        kl_rows = kl_rows.new_zeros(rows).index_copy(0, starts, kl_rows)
+        kl_rows = kl_rows.new_zeros(rows).index_copy(0, index, kl_rows)
     return replace(encoded, context=context, z_pooled=context.mean(1), kl_rows=kl_rows)

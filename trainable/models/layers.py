@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainable import kernels
+from trainable.models import varlen
 from trainable.models.layout import Bucket, TokenLayout
 
 Rope = tuple[Tensor, Tensor]
@@ -273,6 +275,24 @@ def _heads(qkv: Tensor, bucket: Bucket, heads: int) -> tuple[Tensor, ...]:
     return part.permute(2, 0, 3, 1, 4).unbind(0)
 
 
+def project(
+    x: Tensor,
+    qkv_proj: Linear,
+    *,
+    heads: int,
+    rope: Rope | None,
+    qk_norm_eps: float | None = None,
+) -> Tensor:
+    """Queries, keys and values (N, 3, H, C) of tokens (N, D), rotated."""
+    qkv: Tensor = qkv_proj(x)
+    if qk_norm_eps is not None:
+        split = qkv.view(x.shape[0], 3, heads, -1)
+        qkv = torch.cat([rms_norm(split[:, :2], qk_norm_eps), split[:, 2:]], dim=1).flatten(1)
+    if rope is not None:
+        qkv = rotate(qkv, rope, heads)
+    return qkv.view(x.shape[0], 3, heads, -1)
+
+
 def attend(
     x: Tensor,
     qkv_proj: Linear,
@@ -293,14 +313,9 @@ def attend(
             x, qkv_proj.weight, rope, heads, layout
         )
         return cast(Tensor, o_proj(attended))
-    tokens = x.shape[0]
-    qkv = qkv_proj(x)
-    if qk_norm_eps is not None:
-        split = qkv.view(tokens, 3, heads, -1)
-        qkv = torch.cat([rms_norm(split[:, :2], qk_norm_eps), split[:, 2:]], dim=1).flatten(1)
-    if rope is not None:
-        qkv = rotate(qkv, rope, heads)
-    qkv = qkv.view(tokens, 3, heads, -1)
+    qkv = project(x, qkv_proj, heads=heads, rope=rope, qk_norm_eps=qk_norm_eps)
+    if varlen.usable(x, heads):
+        return cast(Tensor, o_proj(varlen.attention(qkv, layout)))
     outputs = []
     for bucket, part in layout.split(qkv):
         q, k, v = part.permute(2, 0, 3, 1, 4)  # each (rows, H, L, C)
@@ -444,6 +459,11 @@ class SwiGLU(nn.Module):
         return gated_mlp(flat, *weights).view(x.shape)
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `module.compile()` was called: its own code then computes."""
+    return module._compiled_call_impl is not None
+
+
 class CrossAttention(nn.Module):
     """Queries (B, T, D) attend to keys (B, K, D); a row without any valid key gives zeros."""
 
@@ -491,7 +511,33 @@ class PostNormBlock(nn.Module):
 
     def forward(self, h: Tensor, layout: TokenLayout, rope: Rope | None) -> Tensor:
         """(N, D) → (N, D)."""
+        if varlen.usable(h, self.self_attn.heads):
+            return self.after(h, varlen.attention(self.before(h, rope), layout))
+        attention, mlp = self.self_attn, self.mlp
+        if kernels.usable(h, heads=attention.heads) and not is_compiled(mlp):
+            h = kernels.attention_branch(
+                h,
+                attention.qkv_proj.weight,
+                attention.o_proj.weight,
+                heads=attention.heads,
+                layout=layout,
+                rope=rope,
+                norm="post",
+                eps=self.eps,
+            )
+            weights = mlp.gate_up_proj.weight, mlp.down_proj.weight
+            return kernels.mlp_branch(h, *weights, norm="post", eps=self.eps)
         h = add_rms_norm(h, self.self_attn(h, layout, rope), self.eps)
+        return add_rms_norm(h, self.mlp(h), self.eps)
+
+    def before(self, h: Tensor, rope: Rope | None) -> Tensor:
+        """What comes before attention on CUDA: (N, D) → (N, 3, H, C)."""
+        own = self.self_attn
+        return project(h, own.qkv_proj, heads=own.heads, rope=rope)
+
+    def after(self, h: Tensor, attended: Tensor) -> Tensor:
+        """What comes after attention on CUDA: the tokens and what they attended to, (N, D) both."""
+        h = add_rms_norm(h, self.self_attn.o_proj(attended), self.eps)
         return add_rms_norm(h, self.mlp(h), self.eps)
 
 

@@ -7,13 +7,16 @@ layers see one matrix, attention one dense view per bucket. Shape legend: B rows
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from trainable.models.transfer import upload
 
 IntArray = npt.NDArray[np.int64]
 
@@ -48,12 +51,24 @@ class Bucket:
         return mask
 
 
+class Cells(NamedTuple):
+    """Cells of all rows, in packed order, each (M): `packed` index into the packed matrix, `row`,
+    and `cell` index into (B · S)."""
+
+    packed: Tensor
+    row: Tensor
+    cell: Tensor
+
+
 @dataclass(eq=False)
 class TokenLayout:
     """Where the tokens of B rows lie in a packed matrix.
 
     `position` (N) position ids; `dense` (N) index into a dense (B · width) arrangement, −1 for
     padding; `order` (B) row at each packed place; `first` (B) packed index of each row's token 0.
+    `runs` (R + 1) int32 starts of the runs of tokens that attend to each other, a row's tokens or
+    the padding behind them, and `longest` the most tokens of one: what variable-length attention
+    takes. `cells`: which tokens are cells of a grid, where rows have their own canvas.
     """
 
     rows: int
@@ -65,11 +80,51 @@ class TokenLayout:
     order: Tensor
     first: Tensor
     identity: bool
+    runs: Tensor
+    longest: int
+    cells: Cells | None = None
+
+    def to(self, device: torch.device) -> TokenLayout:
+        """The same layout on another device, sent there without waiting."""
+        if device == self.position.device:
+            return self
+        sent: dict[str, Any] = {
+            name: upload(getattr(self, name), device)
+            for name in ("position", "dense", "order", "first", "runs")
+        }
+        if self.valid is not None:
+            valid = sent["valid"] = upload(self.valid, device)
+            sent["buckets"] = [
+                replace(
+                    bucket,
+                    valid=None
+                    if bucket.valid is None
+                    else valid[bucket.start : bucket.stop].view_as(bucket.valid),
+                    _masks={},
+                )
+                for bucket in self.buckets
+            ]
+        if self.cells is not None:
+            sent["cells"] = Cells(*(upload(part, device) for part in self.cells))
+        return replace(self, **sent)
 
     @property
     def tokens(self) -> int:
         """Packed tokens N, padding included."""
         return int(self.position.shape[0])
+
+    @cached_property
+    def table(self) -> Tensor:
+        """(3, B) int64 of the rows as packed: first token, tokens, tokens that exist."""
+        parts = []
+        for bucket in self.buckets:
+            length = torch.full((bucket.rows,), bucket.length)
+            start = bucket.start + torch.arange(bucket.rows) * bucket.length
+            exist = length if bucket.valid is None else bucket.valid.sum(1).cpu()
+            parts.append(torch.stack([start, length, exist]))
+        if not parts:
+            return torch.zeros(3, 0, dtype=torch.int64)
+        return torch.cat(parts, dim=1).contiguous()
 
     def split(self, packed: Tensor) -> list[tuple[Bucket, Tensor]]:
         """Every bucket with its dense view (rows, length, …) of a packed (N, …)."""
@@ -110,6 +165,8 @@ def full_layout(rows: int, width: int, device: torch.device) -> TokenLayout:
         order=row,
         first=row * width,
         identity=True,
+        runs=(torch.arange(rows + 1, device=device) * width).int(),
+        longest=width,
     )
 
 
@@ -122,7 +179,7 @@ def ragged_layout(
     max_buckets: int = 8,
 ) -> TokenLayout:
     """Layout of rows with `lengths` (B) tokens at the dense `positions`, rows one after another."""
-    return _build(lengths, positions, width, device, max_buckets)
+    return _build(lengths, positions, width, max_buckets).to(device)
 
 
 def canvas_layout(
@@ -146,18 +203,22 @@ def canvas_layout(
     is_prefix[(row_start[:, None] + np.arange(prefix)).ravel()] = True
     flat[is_prefix] = np.tile(np.arange(prefix), len(lengths))
     flat[~is_prefix] = at
-    return _build(lengths, flat, prefix + side * side, device, max_buckets)
+    layout = _build(lengths, flat, prefix + side * side, max_buckets)
+    packed = ((layout.position >= prefix) & (layout.dense >= 0)).nonzero()[:, 0]
+    dense = layout.dense[packed]
+    row = dense // layout.width
+    layout.cells = Cells(packed, row, row * side * side + dense % layout.width - prefix)
+    return layout.to(device)
 
 
-def _build(
-    lengths: IntArray, flat: IntArray, width: int, device: torch.device, max_buckets: int
-) -> TokenLayout:
+def _build(lengths: IntArray, flat: IntArray, width: int, max_buckets: int) -> TokenLayout:
     rows = len(lengths)
     order = np.argsort(lengths, kind="stable")
     ordered = lengths[order]
     row_start = (np.cumsum(lengths) - lengths)[order]
     positions, denses, valids, buckets = [], [], [], []
     first = np.empty(rows, dtype=np.int64)
+    runs = [np.zeros(1, np.int64)]
     start = 0
     for lo, hi in split_buckets(tuple(ordered.tolist()), max_buckets):
         longest = int(ordered[hi - 1])
@@ -168,7 +229,10 @@ def _build(
         dense = np.where(valid, order[lo:hi, None] * width + position, -1)
         first[order[lo:hi]] = start + np.arange(hi - lo) * longest
         all_valid = bool(valid.all())
-        mask = None if all_valid else torch.from_numpy(valid).to(device)
+        mask = None if all_valid else torch.from_numpy(valid)
+        ends = start + np.arange(hi - lo)[:, None] * longest
+        ends = ends + np.stack([ordered[lo:hi], np.full(hi - lo, longest)], axis=1)
+        runs.append(ends.ravel())
         buckets.append(Bucket(start, hi - lo, longest, mask))
         positions.append(position.ravel())
         denses.append(dense.ravel())
@@ -177,16 +241,20 @@ def _build(
     position = np.concatenate(positions) if positions else np.zeros(0, np.int64)
     dense = np.concatenate(denses) if denses else np.zeros(0, np.int64)
     valid = np.concatenate(valids) if valids else np.zeros(0, bool)
+    starts = np.concatenate(runs)
+    starts = starts[np.concatenate([[True], starts[1:] > starts[:-1]])]  # no padding, no run
     return TokenLayout(
         rows=rows,
         width=width,
         buckets=buckets,
-        position=torch.from_numpy(position).to(device),
-        dense=torch.from_numpy(dense).to(device),
-        valid=None if bool(valid.all()) else torch.from_numpy(valid).to(device),
-        order=torch.from_numpy(order).to(device),
-        first=torch.from_numpy(first).to(device),
+        position=torch.from_numpy(position),
+        dense=torch.from_numpy(dense),
+        valid=None if bool(valid.all()) else torch.from_numpy(valid),
+        order=torch.from_numpy(order),
+        first=torch.from_numpy(first),
         identity=False,
+        runs=torch.from_numpy(starts.astype(np.int32)),
+        longest=int(np.diff(starts).max(initial=0)),
     )
 
 

@@ -1,33 +1,29 @@
 """Demonstration encoders: demonstration pairs in, context tokens out. One registry for all.
 
-A new encoder is one class in this folder and one line in `ENCODERS`; so that it can be named in a
-trial, one line in `trainable.encoder_options` says the same of it without torch.
+A new encoder is one file in this folder and one line in `trainable.encoder_options.ENCODER_FACTS`,
+which the configuration reads without torch (docs/own-encoder.md).
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from trainable.config import ModelConfig
-from trainable.encoder_options import check_kind
+from trainable.encoder_options import ENCODER_FACTS, check_kind
 from trainable.errors import ConfigError, nearest
 from trainable.models.encoders.base import DemonstrationEncoder, EncoderOutput, State
-from trainable.models.encoders.hybrid import HybridStandard, HybridVariational
-from trainable.models.encoders.lpn import LPNStandard, LPNVariational, LPNVariationalV2
-from trainable.models.encoders.paper import LPN, LPNVar
-from trainable.models.encoders.recurrent import RecurrentStandard, TRMStyle
-from trainable.models.encoders.standard import Standard, Variational
+
+
+def encoder_class(at: str) -> type[DemonstrationEncoder]:
+    """``"standard:Standard"`` → the class `Standard` of standard.py in this folder."""
+    file, _, name = at.partition(":")
+    found: type[DemonstrationEncoder] = getattr(import_module(f"{__name__}.{file}"), name)
+    assert issubclass(found, DemonstrationEncoder), f"{at} is no DemonstrationEncoder"
+    return found
+
 
 ENCODERS: dict[str, type[DemonstrationEncoder]] = {
-    "standard": Standard,
-    "variational": Variational,
-    "hybrid_standard": HybridStandard,
-    "hybrid_variational": HybridVariational,
-    "lpn_standard": LPNStandard,
-    "lpn_variational": LPNVariational,
-    "lpn_variational_v2": LPNVariationalV2,
-    "lpn": LPN,
-    "lpn_var": LPNVar,
-    "recurrent_standard": RecurrentStandard,
-    "trm_style": TRMStyle,
+    name: encoder_class(facts.at) for name, facts in ENCODER_FACTS.items()
 }
 
 

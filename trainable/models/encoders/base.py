@@ -6,13 +6,14 @@ tokens, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from trainable.config import ModelConfig
+from trainable.models.transfer import upload
 from trainable.random import RowGenerator
 
 State = tuple[Tensor, ...]
@@ -50,13 +51,22 @@ class DemoSets:
     """Distinct demonstration sets of a batch.
 
     `inputs`, `labels` (U, K, S) tokens, `mask` (U, K) bool, `of_row` (B) set of each row or None
-    where every row has its own.
+    where every row has its own. `given` (U, K) is the mask where the tokens are: on the host, while
+    `mask` and `of_row` are on the device, if the host knows the demonstrations.
     """
 
     inputs: Tensor
     labels: Tensor
     mask: Tensor
     of_row: Tensor | None
+    given: Tensor
+
+    def to(self, device: torch.device) -> DemoSets:
+        """Mask and rows sent to `device`; the tokens stay, to be packed where they are."""
+        if self.mask.device == device:
+            return self
+        of_row = None if self.of_row is None else upload(self.of_row, device)
+        return replace(self, mask=upload(self.mask, device), of_row=of_row)
 
     def to_rows(self, value: Tensor) -> Tensor:
         """Spread values of sets (U, …) over rows (B, …)."""
@@ -78,13 +88,14 @@ def distinct_sets(inputs: Tensor, labels: Tensor, mask: Tensor, keys: Tensor | N
     """Collapse rows with equal `keys` (B); without keys every row is a set of its own."""
     mask = mask.bool()
     if keys is None:
-        return DemoSets(inputs, labels, mask, None)
+        return DemoSets(inputs, labels, mask, None, mask)
     unique, of_row = torch.unique(keys, return_inverse=True)
     if unique.shape[0] == keys.shape[0]:
-        return DemoSets(inputs, labels, mask, None)
+        return DemoSets(inputs, labels, mask, None, mask)
     rows = torch.arange(keys.shape[0], device=keys.device)
     first = torch.full_like(unique, keys.shape[0]).scatter_reduce(0, of_row, rows, "amin")
-    return DemoSets(inputs[first], labels[first], mask[first], of_row)
+    mask = mask[first]
+    return DemoSets(inputs[first], labels[first], mask, of_row, mask)
 
 
 class DemonstrationEncoder(nn.Module):
@@ -119,7 +130,8 @@ class DemonstrationEncoder(nn.Module):
         """Encode demonstrations.
 
         Args:
-            demo_inputs, demo_labels: (B, K, S) tokens, 0 = PAD.
+            demo_inputs, demo_labels: (B, K, S) tokens, 0 = PAD; they and `demo_mask` and `keys`
+                may be on the host while the encoder is on the device.
             demo_mask: (B, K), true where a demonstration exists.
             generator: noise of a variational encoder in training.
             keys: (B) integers; rows with equal keys have equal demonstrations and are encoded once.
@@ -130,11 +142,12 @@ class DemonstrationEncoder(nn.Module):
         """
         if self.config.parity:
             keys = None
-        sets = distinct_sets(demo_inputs, demo_labels, demo_mask, keys)
+        device = next(self.parameters()).device
+        sets = distinct_sets(demo_inputs, demo_labels, demo_mask, keys).to(device)
         if not self.recurrent:
             return self.encode(sets, RowGenerator.wrap(generator))
         if state is None:
-            state = self.initial_state(demo_mask.shape[0], demo_mask.device)
+            state = self.initial_state(demo_mask.shape[0], device)
         return self.advance(sets, state)
 
     def as_tokens(self, flat: Tensor) -> Tensor:

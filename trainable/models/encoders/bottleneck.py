@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainable.models.encoders.base import DemoSets, EncoderOutput, masked_mean
+from trainable.models.transfer import upload
 from trainable.random import RowGenerator
 
 CLAMP = 10.0
@@ -42,7 +43,7 @@ def sample(mu: Tensor, logvar: Tensor, noise: RowGenerator, *, training: bool) -
     """mu + exp(logvar / 2) · ε in training, mu in evaluation; the first axis is rows."""
     if not training:
         return mu
-    epsilon = noise.randn(*mu.shape).to(mu.device, mu.dtype)
+    epsilon = upload(noise.randn(*mu.shape), mu.device).to(mu.dtype)
     return mu + torch.exp(0.5 * logvar) * epsilon
 
 

@@ -7,7 +7,7 @@ width.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -78,13 +78,16 @@ class _PairEncoder(nn.Module):
             self.cos[pairs.position][:, None, None],
             self.sin[pairs.position][:, None, None],
         )
-        for layer in self.layers:
+        for layer in list(self.layers)[:-1]:
             h = layer(h, pairs.layout, rope)
+        last = cast(GridBlock | CLSBlock, self.layers[-1])
+        read = last.first_token if self.cls else last  # nothing else of the last block is read
+        h = read(h, pairs.layout, rope)
         return pairs.spread(self.summary(h, pairs), sets)
 
     def summary(self, h: Tensor, pairs: PackedPairs) -> Tensor:
-        """Tokens (N, D) → pairs (M, D): the normalised class token."""
-        return rms_norm(h[pairs.layout.first], self.config.rms_norm_eps)
+        """Class tokens (M, D), or with other poolings all tokens (N, D) → pairs (M, D)."""
+        return rms_norm(h, self.config.rms_norm_eps)
 
 
 class PooledGridEncoder(_PairEncoder):
@@ -115,7 +118,7 @@ class PooledGridEncoder(_PairEncoder):
         self.pool_proj = Linear(width, width)
 
     def summary(self, h: Tensor, pairs: PackedPairs) -> Tensor:
-        """Tokens (N, D) → pairs (M, D)."""
+        """Class tokens (M, D), or with other poolings all tokens (N, D) → pairs (M, D)."""
         if self.cls:
             pooled = super().summary(h, pairs)
         else:

@@ -1,0 +1,99 @@
+/* A residual SwiGLU branch of packed tokens: one pass over memory, tokens in tiles that stay in L2.
+
+   norm 0: y = x + f(x); 1 (pre): y = x + f(rms(x)); 2 (post): y = rms(x + f(x));
+   3: y = f(x), no residual. f(x) = down(silu(gate(x)) * up(x)). Shapes: x, y (N, D);
+   gate_up (2I, D), its first I rows the gate; down (D, I); joint (N, 2I); scale (N).
+   bfloat16: see `use_bfloat16`. */
+
+#include "gemm.h"
+
+#define TOKENS 96 /* of a tile: a multiple of every MR */
+
+enum { NONE = 0, PRE = 1, POST = 2, ALONE = 3 };
+
+/* joint NULL: nothing is kept for the backward pass; scale may then be NULL too. */
+EXPORT void etrm_mlp_forward(long N, long D, long I, int norm, int bfloat16, float eps,
+                      const float *x, const float *gate_up, const float *down, float *y,
+                      float *joint, float *scale) {
+  use_bfloat16(bfloat16);
+  float *packed_up = scratch((size_t)(packed(2 * I, D) + packed(D, I) + TOKENS * (D + 3 * I + 1)));
+  float *packed_down = packed_up + packed(2 * I, D), *normed = packed_down + packed(D, I);
+  float *act = normed + TOKENS * D, *own_joint = act + TOKENS * I;
+  float *own_scale = own_joint + TOKENS * 2 * I;
+  pack_transposed(2 * I, D, gate_up, D, packed_up);
+  pack_transposed(D, I, down, I, packed_down);
+  for (long at = 0; at < N; at += TOKENS) {
+    const long T = least(TOKENS, N - at);
+    const float *in = x + at * D;
+    float *out = y + at * D, *both = joint ? joint + at * 2 * I : own_joint;
+    float *factor = scale ? scale + at : own_scale;
+    if (norm == PRE) {
+      rms_forward(T, D, in, normed, factor, eps);
+      in = normed;
+    }
+    multiply(T, 2 * I, D, in, D, packed_up, D * NR, NR, both, 2 * I, 0);
+    for (long t = 0; t < T; t++) {
+      const float *gate = both + t * 2 * I, *up = gate + I;
+      float *to = act + t * I;
+      for (long i = 0; i < I; i += VW) {
+        const vec g = load(gate + i);
+        store(to + i, g * sigmoid_of(g) * load(up + i));
+      }
+    }
+    if (norm != ALONE) memcpy(out, x + at * D, (size_t)(T * D) * sizeof(float));
+    multiply(T, D, I, act, I, packed_down, I * NR, NR, out, D, norm != ALONE);
+    if (norm == POST) rms_forward(T, D, out, out, factor, eps);
+  }
+}
+
+/* Adds to d_gate_up and d_down (either may be NULL), writes dx (may be NULL). `y` is read for
+   post-norm only. */
+EXPORT void etrm_mlp_backward(long N, long D, long I, int norm, int bfloat16, const float *x,
+                       const float *gate_up, const float *down, const float *y, const float *joint, const float *scale,
+                       const float *grad, float *dx, float *d_gate_up, float *d_down) {
+  use_bfloat16(bfloat16);
+  const long wide = 2 * I + LANES, own = I + LANES; /* rows must not share sets of the cache */
+  float *p_down = scratch((size_t)(packed(I, D) + packed(D, 2 * I) +
+                                   TOKENS * (3 * D + I + own + wide)));
+  float *p_gate_up = p_down + packed(I, D), *normed = p_gate_up + packed(D, 2 * I);
+  float *ds = normed + TOKENS * D, *d_normed = ds + TOKENS * D, *d_act = d_normed + TOKENS * D;
+  float *act = d_act + TOKENS * I, *d_joint = act + TOKENS * own;
+  pack(D, I, down, I, p_down);
+  if (dx) pack(2 * I, D, gate_up, D, p_gate_up);
+  for (long at = 0; at < N; at += TOKENS) {
+    const long T = least(TOKENS, N - at);
+    const float *in = x + at * D, *d = grad + at * D;
+    if (norm == PRE) {
+      rms_again(T, D, in, scale + at, normed);
+      in = normed;
+    } else if (norm == POST) {
+      rms_backward(T, D, d, y + at * D, scale + at, NULL, ds);
+      d = ds;
+    }
+    multiply(T, I, D, d, D, p_down, D * NR, NR, d_act, I, 0);
+    for (long t = 0; t < T; t++) {
+      const float *gate = joint + (at + t) * 2 * I, *up = gate + I, *da = d_act + t * I;
+      float *to = act + t * own, *d_gate = d_joint + t * wide, *d_up = d_gate + I;
+      for (long i = 0; i < I; i += VW) {
+        const vec g = load(gate + i), u = load(up + i), d = load(da + i);
+        const vec sigmoid = sigmoid_of(g), silu = g * sigmoid;
+        store(to + i, silu * u);
+        store(d_up + i, d * silu);
+        store(d_gate + i, d * u * sigmoid * (1.0f + g - silu));
+      }
+    }
+    if (d_down) multiply_transposed(D, I, T, d, D, act, NR, own, d_down, I, 1);
+    if (d_gate_up) multiply_transposed(2 * I, D, T, d_joint, wide, in, NR, D, d_gate_up, D, 1);
+    if (!dx) continue;
+    float *to = dx + at * D;
+    if (norm == NONE || norm == POST) {
+      memcpy(to, d, (size_t)(T * D) * sizeof(float));
+      multiply(T, D, 2 * I, d_joint, wide, p_gate_up, 2 * I * NR, NR, to, D, 1);
+    } else if (norm == ALONE) {
+      multiply(T, D, 2 * I, d_joint, wide, p_gate_up, 2 * I * NR, NR, to, D, 0);
+    } else {
+      multiply(T, D, 2 * I, d_joint, wide, p_gate_up, 2 * I * NR, NR, d_normed, D, 0);
+      rms_backward(T, D, d_normed, normed, scale + at, grad + at * D, to);
+    }
+  }
+}
