@@ -133,6 +133,7 @@ class Conductor:
 
     def prepare(self) -> bool:
         """Settle what earlier runs left; True when there is something to run."""
+        self._clear_scratch()
         for trial in self.plan.trials:
             self._set(trial, settle(self.folder, trial, retry_failed=self.retry_failed))
         left = any(self._to_do(stage) for stage in self.plan.stages)
@@ -159,6 +160,15 @@ class Conductor:
                 self.finish(trial, "interrupted", "")
 
     # One stage.
+
+    @property
+    def _scratch(self) -> Path:
+        """Ray Tune's own files: a folder for each session."""
+        return self.folder.path / "ray"
+
+    def _clear_scratch(self) -> None:
+        """Those of killed sessions too: the folder is locked, and nobody reads them."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _to_do(self, stage: Sequence[PlannedTrial]) -> list[PlannedTrial]:
         return [t for t in stage if self.statuses[t.trial_id] in ("pending", "interrupted")]
@@ -289,8 +299,8 @@ class Conductor:
                 return
         allotment = self.allotments[stage[0].role]
         owner = new_owner()
-        scratch = self.folder.path / "ray" / owner
-        shutil.rmtree(scratch.parent, ignore_errors=True)  # of sessions that were killed
+        scratch = self._scratch / owner
+        self._clear_scratch()
         try:
             scratch.mkdir(parents=True)
         except OSError as error:
@@ -374,8 +384,7 @@ class Conductor:
         finally:
             for callback in self._callbacks:
                 callback.close()
-            # Those of killed sessions too: the folder is locked, and nobody reads them.
-            shutil.rmtree(scratch.parent, ignore_errors=True)
+            self._clear_scratch()
         for trial in running.values():
             if trial.trial_id not in self.ended:
                 self.finish(trial, "interrupted", "Ray Tune ended before the trial did")

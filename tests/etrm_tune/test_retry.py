@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from analysis.rows import merge, read_attempts
 from etrm_tune import cli, command
-from etrm_tune.conductor import settle
-from etrm_tune.plan import PlannedTrial
+from etrm_tune.conductor import Conductor, settle
+from etrm_tune.live import LiveTable
+from etrm_tune.plan import Options, Plan, PlannedTrial
 from etrm_tune.retry import reopen
 from etrm_tune.run_folder import RunFolder
+from etrm_tune.session import Signals
 from trainable import checkpoint
 from trainable.config import TrialConfig
 
@@ -147,3 +151,18 @@ def test_status_says_what_to_do_next(folder: RunFolder, capsys: pytest.CaptureFi
     assert (second["status"], second["reason"], second["attempts"]) == ("failed", "why", 1)
     assert third["accuracy"] == 0.5
     assert "holds no run" in refused(capsys, "status", folder.path / "trials")
+
+
+def test_what_a_killed_session_kept_of_ray_goes_also_when_nothing_is_left_to_train(
+    folder: RunFolder,
+) -> None:
+    """A session killed after its last trial, in its summary: the next one has no stage to run."""
+    left = folder.path / "ray" / "0123456789abcdef" / "tune"
+    left.mkdir(parents=True)
+    (left / "tuner.pkl").write_bytes(b"")
+    trials = tuple(planned(trial_id) for trial_id in TRIALS)
+    table = LiveTable(Console(file=io.StringIO()), trials, "run")
+    plan = Plan(Options("phase1", "laptop", "2026-01-21", 1), trials)
+    with folder.locked(), Signals() as signals:
+        assert not Conductor(folder, plan, {}, signals, table).prepare()
+    assert not (folder.path / "ray").exists()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainable.test_models import model_config
+from tests.trainable.small_models import model_config
 from trainable.config import TrialConfig
 from trainable.models import build_model
 from trainable.optim import EMA

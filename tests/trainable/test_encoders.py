@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainable.test_models import (
+from tests.trainable.small_models import (
     ALL,
     CELLS,
     ROWS,

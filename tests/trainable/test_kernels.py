@@ -18,7 +18,7 @@ from trainable import kernels
 from trainable.kernels import build
 from trainable.losses import act_loss
 from trainable.models import build_model
-from trainable.models.layers import rope_table
+from trainable.models.attention import rope_table
 from trainable.models.layout import TokenLayout, full_layout, ragged_layout
 from trainable.random import RowGenerator
 from trainable.trial import Trial

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainable.test_models import CELLS, ROWS, demonstrations, every_encoder, model_config
+from tests.trainable.small_models import CELLS, ROWS, demonstrations, every_encoder, model_config
 from trainable import kernels
 from trainable.losses import act_loss
 from trainable.models import build_model

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.encoders import NAMES, options_of, saved_bytes
+from tests.trainable.small_models import demonstrations, encoder_of
 from tests.trainable.small_trials import puzzle_folder, tiny
-from tests.trainable.test_models import demonstrations, encoder_of
 from trainable.encoder_options import ENCODER_TYPES
 from trainable.trial import Trial
 

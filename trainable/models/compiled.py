@@ -18,8 +18,9 @@ import torch
 
 from trainable.config import ModelConfig
 from trainable.models.act import RecursiveModel
+from trainable.models.blocks import PostNormBlock
 from trainable.models.encoders.blocks import CLSBlock, GridBlock
-from trainable.models.layers import PostNormBlock, SwiGLU
+from trainable.models.mlp import SwiGLU
 
 
 def pays(config: ModelConfig, device: torch.device) -> bool:

@@ -16,15 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainable.config import ModelConfig
-from trainable.models.layers import (
-    Embedding,
-    Linear,
-    PostNormBlock,
-    TokenMixingBlock,
-    ZeroLinear,
-    rope_table,
-    truncated_normal_,
-)
+from trainable.models.attention import rope_table
+from trainable.models.blocks import PostNormBlock, TokenMixingBlock
+from trainable.models.layers import Embedding, Linear, ZeroLinear, truncated_normal_
 from trainable.models.layout import TokenLayout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

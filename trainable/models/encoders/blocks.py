@@ -11,16 +11,10 @@ from torch import Tensor, nn
 from trainable import kernels
 from trainable.config import ModelConfig
 from trainable.models import varlen
-from trainable.models.layers import (
-    Attention,
-    Linear,
-    SwiGLU,
-    attend,
-    is_compiled,
-    project,
-    rms_norm,
-)
+from trainable.models.attention import Attention, attend, project
+from trainable.models.layers import Linear, is_compiled, rms_norm
 from trainable.models.layout import TokenLayout
+from trainable.models.mlp import SwiGLU
 
 Rope = tuple[Tensor, Tensor]
 

@@ -14,18 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainable.config import ModelConfig
+from trainable.models.attention import masked_attention, rope_table
 from trainable.models.encoders.base import DemoSets
 from trainable.models.encoders.blocks import CLSBlock, GridBlock, Rope
 from trainable.models.encoders.packing import PackedPairs, pack_pairs
 from trainable.models.inner import DTYPES
-from trainable.models.layers import (
-    Embedding,
-    Linear,
-    masked_attention,
-    rms_norm,
-    rope_table,
-    truncated_normal_,
-)
+from trainable.models.layers import Embedding, Linear, rms_norm, truncated_normal_
 
 
 class _PairEncoder(nn.Module):

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from trainable.config import ModelConfig
 from trainable.errors import ConfigError
+from trainable.models.attention import attend
 from trainable.models.encoders.base import DemonstrationEncoder, DemoSets, EncoderOutput
 from trainable.models.encoders.bottleneck import CLAMP, per_demo
 from trainable.models.encoders.packing import pack_pairs
 from trainable.models.inner import DTYPES
-from trainable.models.layers import Linear, ZeroLinear, attend
+from trainable.models.layers import Linear, ZeroLinear
 from trainable.models.layout import TokenLayout
 from trainable.random import RowGenerator
 

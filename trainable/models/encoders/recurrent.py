@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainable.config import ModelConfig
+from trainable.models.attention import CrossAttention, rope_table
 from trainable.models.encoders.base import (
     DemonstrationEncoder,
     DemoSets,
@@ -22,14 +23,9 @@ from trainable.models.encoders.base import (
 )
 from trainable.models.encoders.grid import PooledGridEncoder
 from trainable.models.inner import DTYPES, Stack, recur
-from trainable.models.layers import (
-    CrossAttention,
-    SwiGLU,
-    add_rms_norm,
-    rope_table,
-    truncated_normal_,
-)
+from trainable.models.layers import add_rms_norm, truncated_normal_
 from trainable.models.layout import full_layout
+from trainable.models.mlp import SwiGLU
 
 
 class _Recurrent(DemonstrationEncoder):

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from trainable.config import ModelConfig
+from trainable.models.attention import CrossAttention
 from trainable.models.encoders.blocks import layer_scale, residual
-from trainable.models.layers import CrossAttention, SwiGLU, rms_norm, truncated_normal_
+from trainable.models.layers import rms_norm, truncated_normal_
+from trainable.models.mlp import SwiGLU
 
 
 class SetLayer(CrossAttention):
