@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from etrm_tune.plan import PlannedTrial
+from etrm_tune.reservations import RELEASE_S, release_orphans
 from etrm_tune.run_folder import FINAL, disk_error
 from etrm_tune.scheduler import RuleScheduler, our_id
 from trainable.errors import FULL, UserError
@@ -71,6 +73,8 @@ class Follower(tune.Callback):
         """Called between two of Tune's events."""
         self.error: Exception | None = None
         """What an event raised first; the end of Tune's step raises it."""
+        self.looked = time.monotonic()
+        """When orphaned placement groups were last looked for."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tune saves its experiment with pickle; nobody reads it, and a terminal has no pickle.
@@ -81,6 +85,9 @@ class Follower(tune.Callback):
             raise self.error
         self.conductor.table.refresh()
         self.conductor.signals.check()
+        if time.monotonic() - self.looked > RELEASE_S:
+            release_orphans()
+            self.looked = time.monotonic()
         if self.idle is not None:
             self.idle()
 
