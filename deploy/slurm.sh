@@ -33,8 +33,15 @@ RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$("$python" -c 'import secrets; print(secrets.t
 export RAY_AUTH_TOKEN
 # Sockets and logs: a short path, of this job alone.
 temp=$(mktemp -d "/tmp/ray-${SLURM_JOB_ID}-XXXX")
+# What a stopped run names as the command that continues it.
+gpu_option=; [ "$gpus" = 0 ] || gpu_option="--gpus-per-node=$gpus "
+export ETRM_TUNE_COMMAND="sbatch --nodes=${#nodes[@]} --cpus-per-task=$cpus ${gpu_option}deploy/slurm.sh"
 # Two jobs on one machine must not meet.
 ports=(--dashboard-agent-listen-port=$((port + 2)) --dashboard-agent-grpc-port=$((port + 3)))
+
+# What srun reports of the nodes, until the command has ended: then they are stopped, which it would
+# call an error.
+nodes_say() { while IFS= read -r line; do [ -e "$temp/over" ] || printf '%s\n' "$line"; done >&2; }
 
 stop() { kill -TERM "${run:?stopped before the run began}" 2>/dev/null || true; }
 trap stop TERM INT
@@ -42,7 +49,7 @@ trap stop TERM INT
 srun --nodes=1 --ntasks=1 --overlap -w "$head" \
   "$ray" start --head --node-ip-address="${address%:*}" --port="$port" --temp-dir="$temp" \
   --num-cpus="$cpus" --num-gpus="$gpus" --dashboard-host=127.0.0.1 --dashboard-port=$((port + 1)) \
-  "${ports[@]}" --disable-usage-stats --block &
+  "${ports[@]}" --disable-usage-stats --block > /dev/null 2> >(nodes_say) &
 heads=$!
 until (exec 3<>"/dev/tcp/${address%:*}/$port") 2>/dev/null; do # its port answers
   kill -0 "$heads" 2>/dev/null || { echo "Ray's head did not start on $head" >&2; exit 1; }
@@ -52,7 +59,7 @@ workers=()
 for node in "${nodes[@]:1}"; do
   srun --nodes=1 --ntasks=1 --overlap -w "$node" \
     "$ray" start --address="$address" --num-cpus="$cpus" --num-gpus="$gpus" \
-    "${ports[@]}" --disable-usage-stats --block &
+    "${ports[@]}" --disable-usage-stats --block > /dev/null 2> >(nodes_say) &
   workers+=($!)
 done
 # Until every node is there, five minutes at most: the command runs on those that came.
@@ -83,6 +90,7 @@ wait "$run" || code=$?
 # A signal ends `wait` before the command has ended.
 while kill -0 "$run" 2>/dev/null; do wait "$run" && code=0 || code=$?; done
 
+touch "$temp/over"
 kill -TERM "${workers[@]}" "$heads" 2>/dev/null || true
 wait 2>/dev/null || true
 rm -rf "$temp"

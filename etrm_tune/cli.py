@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 import sys
 import tempfile
 import traceback
@@ -22,6 +24,9 @@ from search_spaces.reference import DEFAULT_REVISION, REVISIONS
 from trainable.errors import ConfigError, UserError, nearest
 
 RUN_COMMAND = ("python", "-m", "etrm_tune.run")
+
+COMMAND_VARIABLE = "ETRM_TUNE_COMMAND"
+"""Set by `deploy/slurm.sh`: what submits the job that this command runs in."""
 
 FOLLOWING = ("next", "followup", "auto")
 """Targets that are decided by other runs."""
@@ -205,7 +210,7 @@ def run_command(args: argparse.Namespace) -> int:
         short_trials=short_trials(args.short_trials),
         log_to=check_trackers(args.log_to),
         allow=tuple(args.allow),
-        again=(*RUN_COMMAND, *args.words),
+        again=run_again(*args.words),
     )
     if follows:
         from etrm_tune import auto, steps
@@ -218,6 +223,22 @@ def run_command(args: argparse.Namespace) -> int:
     folder = RunFolder(runs / name)
     args.log = folder.log
     return run(options, folder, how, dry_run=args.dry_run)
+
+
+def run_again(*words: str) -> tuple[str, ...]:
+    """Words that give a run command again.
+
+    Inside a job of a batch system that is the job: its script says in `COMMAND_VARIABLE` how it is
+    submitted, and the address of a cluster that ends with the job is left out.
+    """
+    job = shlex.split(os.environ.get(COMMAND_VARIABLE, ""))
+    if not job:
+        return (*RUN_COMMAND, *words)
+    kept = [word for word in words if not word.startswith("--address=")]
+    while "--address" in kept:
+        at = kept.index("--address")
+        del kept[at : at + 2]
+    return (*job, *kept)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -50,7 +50,7 @@ def add(commands: Any) -> None:
 
 def search_command(args: argparse.Namespace) -> int:
     """``search``."""
-    from etrm_tune.cli import RUN_COMMAND, _choice, folder_name, parse_settings, short_trials
+    from etrm_tune.cli import _choice, folder_name, parse_settings, run_again, short_trials
 
     if args.of is not None:
         raise ConfigError(f"unexpected {args.of!r}: name what is searched with --space NAME")
@@ -110,7 +110,7 @@ def search_command(args: argparse.Namespace) -> int:
         short_trials=short_trials(args.short_trials),
         log_to=check_trackers(args.log_to),
         allow=tuple(args.allow),
-        again=(*RUN_COMMAND, "search", *args.words),
+        again=run_again("search", *args.words),
     )
     folder = RunFolder((local_root(args.runs) if is_url(args.runs) else Path(args.runs)) / name)
     args.log = folder.log

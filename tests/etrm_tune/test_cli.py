@@ -248,3 +248,12 @@ def test_unexpected_errors_are_one_line_and_a_traceback_in_the_log(
     assert line.count("\n") == 1
     assert "RuntimeError: a bug" in line
     assert "with details" in (tmp_path / "runs/phase1/run.log").read_text()
+
+
+def test_a_batch_job_is_continued_by_submitting_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("phase1", "--address", "10.0.0.1:20005", "--runs", "/shared/my runs")
+    assert cli.run_again(*words) == ("python", "-m", "etrm_tune.run", *words)
+    monkeypatch.setenv("ETRM_TUNE_COMMAND", "sbatch --nodes=2 deploy/slurm.sh")
+    submit = ("sbatch", "--nodes=2", "deploy/slurm.sh")
+    assert cli.run_again(*words) == (*submit, "phase1", "--runs", "/shared/my runs")
+    assert cli.run_again("phase1", "--address=auto") == (*submit, "phase1")
