@@ -264,7 +264,7 @@ def test_auto_gives_an_arm_that_still_rises_more_epochs(
     assert [stage["folder"] for stage in way["stages"]][2:] == ["phase3", "overfit-E4a-extended"]
     assert outcomes.trained[-1] == "overfit-E4a-extended/overfit-E4a-s0"
     own = plan("runs/phase3")["options"]["settings"].get("epochs")
-    assert own is None and plan("runs/overfit-E4a-extended")["options"]["settings"]["epochs"] > 400
+    assert own is None and plan("runs/overfit-E4a-extended")["options"]["settings"]["epochs"] > 300
     # Decisions read it together with the runs before: the selection is made over all of them.
     assert any(text.startswith("selection: E") for text in way["stages"][3]["decided"])
     # Its epochs are its own: arms of other runs that are followed up keep theirs.
