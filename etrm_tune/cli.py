@@ -15,13 +15,17 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import search_spaces
 from etrm_tune.commands import modules as command_modules
 from search_spaces.profiles import PROFILES
 from search_spaces.reference import DEFAULT_REVISION, REVISIONS
 from trainable.errors import ConfigError, UserError, nearest
+
+if TYPE_CHECKING:
+    from etrm_tune.command import How
+    from etrm_tune.plan import Options
 
 RUN_COMMAND = ("python", "-m", "etrm_tune.run")
 
@@ -181,37 +185,12 @@ def run_command(args: argparse.Namespace) -> int:
     if name in (".", "..") or "/" in name:
         raise ConfigError(f"--name {name}: give a name without '/'; the place is --runs DIR")
 
-    from etrm_tune.command import How, run
-    from etrm_tune.mirror import is_url, local_root
-    from etrm_tune.plan import Options
+    from etrm_tune.command import run
     from etrm_tune.run_folder import RunFolder
-    from etrm_tune.trackers import check_trackers
 
-    runs = local_root(args.runs) if is_url(args.runs) else Path(args.runs)
-    options = Options(
-        target=args.target,
-        profile=args.profile,
-        revision=args.revision,
-        seeds=args.seeds,
-        decoder=str(Path(args.decoder).absolute()) if args.decoder else None,
-        decoder_l_cycles=args.decoder_l_cycles,
-        decoder_puzzles=args.decoder_puzzles,
-        data=str(Path(args.data).absolute()) if args.data else None,
-        scheduler=args.scheduler,
-        settings=settings,
-    )
-    how = How(
-        workers=args.workers,
-        concurrent=args.concurrent,
-        gpus_per_trial=args.gpus_per_trial,
-        address=args.address,
-        url=args.runs if is_url(args.runs) else None,
-        retry_failed=args.retry_failed,
-        short_trials=short_trials(args.short_trials),
-        log_to=check_trackers(args.log_to),
-        allow=tuple(args.allow),
-        again=run_again(*args.words),
-    )
+    options = options_of(args, args.target, settings)
+    how = how_of(args, run_again(*args.words))
+    runs = runs_of(args)
     if follows:
         from etrm_tune import auto, steps
 
@@ -223,6 +202,51 @@ def run_command(args: argparse.Namespace) -> int:
     folder = RunFolder(runs / name)
     args.log = folder.log
     return run(options, folder, how, dry_run=args.dry_run)
+
+
+def options_of(args: argparse.Namespace, target: str, settings: dict[str, Any]) -> Options:
+    """What a run command asks for, paths made absolute."""
+    from etrm_tune.plan import Options
+
+    return Options(
+        target=target,
+        profile=args.profile,
+        revision=args.revision,
+        seeds=args.seeds,
+        decoder=str(Path(args.decoder).absolute()) if args.decoder else None,
+        decoder_l_cycles=args.decoder_l_cycles,
+        decoder_puzzles=args.decoder_puzzles,
+        data=str(Path(args.data).absolute()) if args.data else None,
+        scheduler=args.scheduler,
+        settings=settings,
+    )
+
+
+def how_of(args: argparse.Namespace, again: tuple[str, ...]) -> How:
+    """How a run command is to run; `again` are the words that repeat it."""
+    from etrm_tune.command import How
+    from etrm_tune.mirror import is_url
+    from etrm_tune.trackers import check_trackers
+
+    return How(
+        workers=args.workers,
+        concurrent=args.concurrent,
+        gpus_per_trial=args.gpus_per_trial,
+        address=args.address,
+        url=args.runs if is_url(args.runs) else None,
+        retry_failed=args.retry_failed,
+        short_trials=short_trials(args.short_trials),
+        log_to=check_trackers(args.log_to),
+        allow=tuple(args.allow),
+        again=again,
+    )
+
+
+def runs_of(args: argparse.Namespace) -> Path:
+    """Where the run folders lie on this machine."""
+    from etrm_tune.mirror import is_url, local_root
+
+    return local_root(args.runs) if is_url(args.runs) else Path(args.runs)
 
 
 def run_again(*words: str) -> tuple[str, ...]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -17,6 +17,7 @@ from etrm_tune.costs import dry_costs
 from etrm_tune.division import Measure, divide, measure_here
 from etrm_tune.estimate import Clock, estimate_line, show_costs
 from etrm_tune.follow import names, plan_with_parent, take_results
+from etrm_tune.live import LiveTable
 from etrm_tune.mirror import Mirror, mirrored
 from etrm_tune.onlookers import Onlookers
 from etrm_tune.plan import Options, Plan, complete, packages
@@ -28,6 +29,9 @@ from etrm_tune.session import Interrupted, Signals, login_line, quiet, ray_sessi
 from etrm_tune.terminal import console as new_console
 from etrm_tune.terminal import note, say
 from trainable.errors import UserError
+
+if TYPE_CHECKING:
+    from etrm_tune.conductor import Conductor
 
 TRAIN_FUNCTION = "trainable.loop:train"
 
@@ -261,32 +265,51 @@ def execute(
     """Run what is not done of a plan in a locked folder, write the tables, report."""
     from etrm_tune.conductor import Conductor
 
+    def conductor(table: LiveTable) -> Conductor:
+        return Conductor(
+            folder, plan, allotments, signals, table, how.retry_failed, how.train, clock=clock,
+            moved=how.moved, mirror=how.mirror, trackers=how.log_to,
+        )  # fmt: skip
+
+    machine = next(iter(allotments.values())).machine
+    ran, code = conduct(folder, plan, machine, signals, how, conductor)
+    console = new_console()
+    summarise(folder, console)
+    return say_how_it_went(folder, plan, ran.statuses, how, code, console)
+
+
+def conduct(
+    folder: RunFolder,
+    plan: Plan,
+    machine: Machine,
+    signals: Signals,
+    how: How,
+    conductor: Callable[[LiveTable], Conductor],
+) -> tuple[Conductor, int]:
+    """Have a conductor run what is left, in a Ray of its own or a cluster, under the live table.
+
+    Returns the conductor and the exit code of an interruption (0 without one).
+    """
     code = 0
     with quiet(folder.log) as terminal:
         console = new_console(terminal, wide=True)
         table = Onlookers(console, plan.trials, folder)
-        conductor = Conductor(
-            folder, plan, allotments, signals, table, how.retry_failed, how.train, clock=clock,
-            moved=how.moved, mirror=how.mirror, trackers=how.log_to,
-        )  # fmt: skip
+        made = conductor(table)
         try:
-            if conductor.prepare():
-                machine = next(iter(allotments.values())).machine
+            if made.prepare():
                 with ray_session(machine, signals, how.cluster) as url:
                     say(console, login_line(url))
                     with table:
                         try:
-                            conductor.run()
+                            made.run()
                         except Interrupted:
-                            conductor.interrupt()
+                            made.interrupt()
                             raise
         except Interrupted as stop:
             code = stop.exit_code
         finally:
             signals.ignore()
-    console = new_console()
-    summarise(folder, console)
-    return say_how_it_went(folder, plan, conductor.statuses, how, code, console)
+    return made, code
 
 
 def summarise(folder: RunFolder, console: Console) -> None:

@@ -12,6 +12,7 @@ from etrm_tune.cluster import Cluster, check, connected
 from etrm_tune.command import (
     How,
     Prepared,
+    conduct,
     say_how_it_went,
     show,
     summarise,
@@ -21,15 +22,15 @@ from etrm_tune.command import (
 from etrm_tune.costs import dry_costs
 from etrm_tune.division import Measure, divide, measure_here
 from etrm_tune.estimate import Clock, show_costs
+from etrm_tune.live import LiveTable
 from etrm_tune.mirror import mirrored
-from etrm_tune.onlookers import Onlookers
 from etrm_tune.plan import Options, Plan, PlannedTrial, complete
 from etrm_tune.resources import this_machine
 from etrm_tune.retry import reopen
 from etrm_tune.run_folder import RunFolder, RunFolderError
 from etrm_tune.search import Search, SearchOptions, check_searched
 from etrm_tune.search_report import report
-from etrm_tune.session import Interrupted, Signals, login_line, quiet, ray_session
+from etrm_tune.session import Interrupted, Signals
 from etrm_tune.terminal import console as new_console
 from etrm_tune.terminal import note, say
 from search_spaces.schedulers import search_rule
@@ -213,31 +214,16 @@ def execute_search(
             made.expect(trial_id, budget)  # type: ignore[union-attr]
         return made
 
-    code = 0
-    with quiet(folder.log) as terminal:
-        console = new_console(terminal, wide=True)
-        table = Onlookers(console, prepared.plan.trials, folder)
-        conductor = Conductor(
+    def conductor(table: LiveTable) -> Conductor:
+        return Conductor(
             folder, prepared.plan, prepared.allotments, signals, table, how.retry_failed, how.train,
             stop_rule=rule, clock=SearchClock(folder, prepared.plan, prepared.allotments),
             source=search, moved=how.moved, mirror=how.mirror, population=search.population,
             trackers=how.log_to,
         )  # fmt: skip
-        try:
-            if conductor.prepare():
-                with ray_session(prepared.machine, signals, how.cluster) as url:
-                    say(console, login_line(url))
-                    with table:
-                        try:
-                            conductor.run()
-                        except Interrupted:
-                            conductor.interrupt()
-                            raise
-        except Interrupted as stop:
-            code = stop.exit_code
-        finally:
-            signals.ignore()
+
+    ran, code = conduct(folder, prepared.plan, prepared.machine, signals, how, conductor)
     console = new_console()
     summarise(folder, console)
     report(console, search)
-    return say_how_it_went(folder, conductor.plan, conductor.statuses, how, code, console)
+    return say_how_it_went(folder, ran.plan, ran.statuses, how, code, console)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import search_spaces
@@ -50,7 +49,15 @@ def add(commands: Any) -> None:
 
 def search_command(args: argparse.Namespace) -> int:
     """``search``."""
-    from etrm_tune.cli import _choice, folder_name, parse_settings, run_again, short_trials
+    from etrm_tune.cli import (
+        _choice,
+        folder_name,
+        how_of,
+        options_of,
+        parse_settings,
+        run_again,
+        runs_of,
+    )  # fmt: skip
 
     if args.of is not None:
         raise ConfigError(f"unexpected {args.of!r}: name what is searched with --space NAME")
@@ -72,13 +79,9 @@ def search_command(args: argparse.Namespace) -> int:
     if name in (".", "..") or "/" in name:
         raise ConfigError(f"--name {name}: give a name without '/'; the place is --runs DIR")
 
-    from etrm_tune.command import How
-    from etrm_tune.mirror import is_url, local_root
-    from etrm_tune.plan import Options
     from etrm_tune.run_folder import RunFolder
     from etrm_tune.search import SearchOptions, check_objectives, check_searched
     from etrm_tune.search_run import run_search
-    from etrm_tune.trackers import check_trackers
 
     check_searched(settings, space)
     asked = SearchOptions(
@@ -88,30 +91,8 @@ def search_command(args: argparse.Namespace) -> int:
         args.seed,
         args.trials,
     )
-    options = Options(
-        target=f"search {space.name}",
-        profile=args.profile,
-        revision=args.revision,
-        seeds=args.seeds,
-        decoder=str(Path(args.decoder).absolute()) if args.decoder else None,
-        decoder_l_cycles=args.decoder_l_cycles,
-        decoder_puzzles=args.decoder_puzzles,
-        data=str(Path(args.data).absolute()) if args.data else None,
-        scheduler=args.scheduler,
-        settings=settings,
-    )
-    how = How(
-        workers=args.workers,
-        concurrent=args.concurrent,
-        gpus_per_trial=args.gpus_per_trial,
-        address=args.address,
-        url=args.runs if is_url(args.runs) else None,
-        retry_failed=args.retry_failed,
-        short_trials=short_trials(args.short_trials),
-        log_to=check_trackers(args.log_to),
-        allow=tuple(args.allow),
-        again=run_again("search", *args.words),
-    )
-    folder = RunFolder((local_root(args.runs) if is_url(args.runs) else Path(args.runs)) / name)
+    options = options_of(args, f"search {space.name}", settings)
+    how = how_of(args, run_again("search", *args.words))
+    folder = RunFolder(runs_of(args) / name)
     args.log = folder.log
     return run_search(options, asked, folder, how, dry_run=args.dry_run)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from etrm_tune import command
 from etrm_tune import run as run_module
-from etrm_tune import search_run
 from etrm_tune.cli import main as etrm_tune
 from etrm_tune.conductor import Conductor
 from etrm_tune.plan import PlannedTrial
@@ -64,7 +64,7 @@ def go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *words: str, kill_at: int = -1
 ) -> int:
     here = Here(kill_at)
-    monkeypatch.setattr(search_run, "ray_session", no_ray)
+    monkeypatch.setattr(command, "ray_session", no_ray)
     monkeypatch.setattr(Conductor, "_run_stage", lambda c, s, t: here.stage(c, s, t))
     settings = [w for option, v in SETTINGS.items() for w in ("--set", f"{option}={v}")]
     return run_module.main(
