@@ -3,7 +3,9 @@
 Parity settings do the work of the public implementations: 30 × 30 canvas, every demonstration slot
 and every PAD cell encoded. Steps of both settings alternate in one process, so that a noisy machine
 slows both; CPU seconds count what the process itself used. Each case stands beside the ceiling, a
-float32 (or bfloat16) matrix product timed in the same run, and says where a step's time goes:
+float32 (or bfloat16) matrix product timed in the same run. Every step takes new rows, all of which
+begin (rows last several steps otherwise, and the first draw would decide the ratio); ratios and
+utilisation are those of the timed batches. It says where a step's time goes:
 data, forward, backward, optimizer, diagnostics (every step's sums, and a row's every
 `log_interval`), logging (a row's record).
 
@@ -36,7 +38,8 @@ import torch
 import search_spaces
 import trainable.trial as trial_module
 from trainable.config import TrialConfig
-from trainable.flops import mean_tokens, step_flops
+from trainable.data.batches import Batch
+from trainable.flops import batch_tokens, step_flops
 from trainable.models.inner import DTYPES
 from trainable.records import Recorder
 from trainable.trial import Trial
@@ -174,10 +177,23 @@ def row_cost(trial: Trial) -> tuple[float, float]:
     return statistics.median(measured[1:]), statistics.median(written)
 
 
+def recorded(trial: Trial) -> list[Batch]:
+    """The batches that a trial draws from now on."""
+    drawn: list[Batch] = []
+    draw = trial.sampler.next_batch
+
+    def next_batch(**place: int) -> Batch:
+        drawn.append(draw(**place))
+        return drawn[-1]
+
+    trial.sampler.next_batch = next_batch  # type: ignore[method-assign]
+    return drawn
+
+
 def measure(
     kind: str, *, repeats: int, parity_repeats: int, warm_parity: bool = True, **sizes: Any
 ) -> dict[str, Any]:
-    """One case: medians of both settings, their ratio, the split of both."""
+    """One case: means of both settings over the same batches, their ratio, the split of both."""
     dtype, threads = DTYPES[sizes["dtype"]], sizes["threads"]
     with tempfile.TemporaryDirectory() as folder:
         wanted = SETTINGS if parity_repeats else SETTINGS[:1]
@@ -186,11 +202,14 @@ def measure(
         wall: dict[str, list[float]] = defaultdict(list)
         used: dict[str, list[float]] = defaultdict(list)
         clocks = {s: Clock() for s in wanted}
+        timed: dict[str, list[Batch]] = {s: recorded(trial) for s, trial in pair.items()}
         rates: list[float] = []
         # the first step allocates: it is timed only where one step of parity takes minutes
         row["default_peak_mb"] = added_memory(pair["default"].train_step) / 1e6
         if "parity" in pair and warm_parity:
             row["parity_peak_mb"] = added_memory(pair["parity"].train_step) / 1e6
+        for batches in timed.values():
+            batches.clear()
         for at in range(max(repeats, parity_repeats)):
             rates.append(matmul_rate(dtype, threads))
             for s, trial in pair.items():
@@ -201,6 +220,7 @@ def measure(
                 if s == "default" and len(wall[s]) >= repeats:
                     continue
                 for _ in range(share):
+                    trial.carries = []  # new rows, and as many as in the whole run on average
                     began, cpu = time.perf_counter(), time.process_time()
                     with split(trial, clocks[s]):
                         if f"{s}_peak_mb" in row:
@@ -212,21 +232,21 @@ def measure(
         row["ceiling_flops"] = statistics.median(rates)
         for s, trial in pair.items():
             config = trial.config
-            cpu = statistics.median(used[s])
-            batches = itertools.islice(trial.data.train_sampler(sizes["batch"]), 4)
-            tokens = mean_tokens(config.model, batches)
-            work = step_flops(config, tokens)
+            cpu = statistics.fmean(used[s])  # steps differ: rows have their own sizes
+            found = [batch_tokens(config.model, batch) for batch in timed[s]]
+            tokens = statistics.fmean(t.tokens + t.pair_tokens for t in found)
+            work = statistics.fmean(step_flops(config, t) for t in found)
             count = len(used[s])
             parts = {p: clocks[s].seconds[p] / count for p in PARTS}
             measured, written = row_cost(trial) if s == "default" else (0.0, 0.0)
             parts["diagnostics"] += measured / config.log_interval
             parts["logging"] += written / config.log_interval
             row |= {
-                f"{s}_wall_s": statistics.median(wall[s]),
+                f"{s}_wall_s": statistics.fmean(wall[s]),
                 f"{s}_cpu_s": cpu,
                 f"{s}_steps": count,
-                f"{s}_tokens": tokens.tokens + tokens.pair_tokens,
-                f"{s}_tokens_per_cpu_s": (tokens.tokens + tokens.pair_tokens) / cpu,
+                f"{s}_tokens": tokens,
+                f"{s}_tokens_per_cpu_s": tokens / cpu,
                 f"{s}_flops": work,
                 f"{s}_utilisation": work / cpu / row["ceiling_flops"],
                 **{f"{s}_{p}_s": value for p, value in parts.items()},
@@ -268,7 +288,7 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps of the default setting")
+    parser.add_argument("--repeats", type=int, default=8, help="timed steps of the default setting")
     parser.add_argument("--parity-repeats", type=int, default=1, help="0: default setting alone")
     parser.add_argument(
         "--cold-parity", action="store_true", help="time parity's first step: it takes minutes"
