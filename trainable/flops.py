@@ -242,10 +242,13 @@ def step_flops(config: TrialConfig, t: Tokens) -> float:
 
 
 def evaluation_flops(model: ModelConfig, t: Tokens) -> float:
-    """Operations of full ACT on a batch of sizes `t`: all steps, demonstrations encoded once."""
+    """Operations of full ACT on a batch of sizes `t`: all steps, demonstrations encoded once (in
+    `parity` at every step of `reencode`)."""
     linear, attention, heads = _decoder_forward(model, t)
     step = model.H_cycles * (model.L_cycles + 1) * (linear + attention) + heads
     encoded = 0.0 if model.kind == "trm" else sum(_encoder_forward(model, t))
+    if model.parity and model.encode_mode == "reencode":
+        encoded *= model.halt_max_steps
     return model.halt_max_steps * step + encoded
 
 

@@ -123,9 +123,9 @@ def check_step(folder: Path, options: dict[str, Any]) -> None:
     assert found.encoder == encoder
 
 
-@pytest.mark.parametrize("kind", ["trm", "etrm"])
-def test_evaluation(folder: Path, kind: str) -> None:
-    config = tiny(folder, kind=kind, **SIZES)
+@pytest.mark.parametrize(("kind", "parity"), [("trm", False), ("etrm", False), ("etrm", True)])
+def test_evaluation(folder: Path, kind: str, parity: bool) -> None:
+    config = tiny(folder, kind=kind, parity=parity, **SIZES)
     data = ArcData.from_config(config)
     sized = config.replace(num_puzzle_identifiers=data.num_puzzle_identifiers)
     model = build_model(sized.model, seed=0)

@@ -165,3 +165,17 @@ def test_evaluation_encodes_once_and_agrees_with_encoding_every_step(folder: Pat
             again, plain = model(again, batch)
     assert len(calls) == 1 + 3
     assert torch.equal(outputs["logits"], plain["logits"])
+
+
+def test_parity_encodes_at_every_step_of_an_evaluation(folder: Path) -> None:
+    trial = tiny(folder, parity=True)
+    (batch,) = batches(trial, 1)
+    model = build_model(trial.model, seed=0).eval()
+    assert model.encoder is not None
+    calls = []
+    model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        carry = model.initial_carry(batch)
+        for _ in range(3):
+            carry, _ = model(carry, batch)
+    assert len(calls) == 3

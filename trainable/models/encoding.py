@@ -65,8 +65,9 @@ def encode_step(
     """The rows' encoding at this ACT step, as the encoder and `encode_mode` say.
 
     A recurrent encoder runs at every step, in evaluation too: its state moves on. A static one runs
-    once per row in evaluation, and in training as the mode says. `host`: demonstrations that the
-    host knows; which cells exist is then found there (not in `parity`, which takes all).
+    once per row in evaluation (in `parity` at every step of `reencode`, which gives the same), and
+    in training as the mode says. `host`: demonstrations that the host knows; which cells exist is
+    then found there (not in `parity`, which takes all).
     """
     assert model.encoder is not None
     if host is not None and not model.config.parity:
@@ -77,7 +78,8 @@ def encode_step(
         if model.config.encode_mode == "cached":
             return _cached(model, carry, data, noise)
         return model.encode(data, noise)
-    if carry.encoded is None or bool(carry.halted_on_host().any()):
+    again = model.config.parity and model.config.encode_mode == "reencode"
+    if again or carry.encoded is None or bool(carry.halted_on_host().any()):
         return model.encode(data, noise)
     return carry.encoded
 
