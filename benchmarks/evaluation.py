@@ -86,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--subset", choices=["evaluation", "training"], default="evaluation")
     parser.add_argument("--parity-rows", type=int, default=32)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--act-steps", type=int, default=16)
@@ -98,7 +99,11 @@ def main() -> None:
         running = {}
         for setting in SETTINGS:
             config = config_of(args.kind, setting, **sizes).replace(
-                max_eval_groups=32, eval_num_aug=-(-args.rows // 32), halt_max_steps=args.act_steps
+                max_eval_groups=32,
+                eval_num_aug=-(-args.rows // 32),
+                halt_max_steps=args.act_steps,
+                eval_subset=args.subset,
+                train_subsets=("evaluation" if args.subset == "training" else "training",),
             )
             running[setting] = passes(Trial(config, Path(folder)), args.batch)
             found[setting] = {"rows": [0], "cpu_s": [0.0], "flops": 0.0}
