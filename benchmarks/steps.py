@@ -193,7 +193,7 @@ def recorded(trial: Trial) -> list[Batch]:
 def measure(
     kind: str, *, repeats: int, parity_repeats: int, warm_parity: bool = True, **sizes: Any
 ) -> dict[str, Any]:
-    """One case: means of both settings over the same batches, their ratio, the split of both."""
+    """One case: means of both settings, each over its batches, their ratio, the split of both."""
     dtype, threads = DTYPES[sizes["dtype"]], sizes["threads"]
     with tempfile.TemporaryDirectory() as folder:
         wanted = SETTINGS if parity_repeats else SETTINGS[:1]
@@ -220,7 +220,7 @@ def measure(
                 if s == "default" and len(wall[s]) >= repeats:
                     continue
                 for _ in range(share):
-                    trial.carries = []  # new rows, and as many as in the whole run on average
+                    trial.carries = []  # every row of the step begins
                     began, cpu = time.perf_counter(), time.process_time()
                     with split(trial, clocks[s]):
                         if f"{s}_peak_mb" in row:

@@ -24,13 +24,18 @@ RELEASE_S = 5.0
 def release_orphans() -> int:
     """Remove the placement groups of this job whose creator was an actor that is dead.
 
-    Returns their number; 0 where this version of Ray does not say who made a group.
+    Returns their number; 0 where this version of Ray does not say who made a group. A look that
+    fails, because Ray does not answer, costs nothing: there is another one later.
     """
-    orphans = list(_orphans())
-    for group in orphans:
-        logger.info("placement group %s: its actor is dead: removed", group.id.hex())
-        remove_placement_group(group)
-    return len(orphans)
+    removed = 0
+    try:
+        for group in _orphans():
+            logger.info("placement group %s: its actor is dead: removed", group.id.hex())
+            remove_placement_group(group)
+            removed += 1
+    except (ray.exceptions.RayError, RuntimeError):
+        logger.debug("placement groups could not be looked at", exc_info=True)
+    return removed
 
 
 def _orphans() -> Iterator[PlacementGroup]:

@@ -57,7 +57,7 @@ def search_command(args: argparse.Namespace) -> int:
         parse_settings,
         run_again,
         runs_of,
-    )  # fmt: skip
+    )
 
     if args.of is not None:
         raise ConfigError(f"unexpected {args.of!r}: name what is searched with --space NAME")

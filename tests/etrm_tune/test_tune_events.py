@@ -13,6 +13,7 @@ import pytest
 from ray.tune.error import TuneError
 from ray.tune.trainable.metadata import _TrainingRunMetadata
 
+from etrm_tune import reservations
 from etrm_tune.run_folder import RunFolderError
 from etrm_tune.tune_events import Follower, what_to_tell
 
@@ -79,3 +80,13 @@ def test_tunes_statistics_of_a_trial_go_with_its_end(event: str) -> None:
     assert follower.error is None
     assert not kept.metric_n_steps and not kept.metric_analysis
     assert len(kept.get_json_state()) < full / 2
+
+
+def test_a_ray_that_does_not_answer_about_reservations_ends_no_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def silent() -> None:
+        raise RuntimeError("Failed to connect to GCS")
+
+    monkeypatch.setattr(reservations, "_orphans", silent)
+    assert reservations.release_orphans() == 0
