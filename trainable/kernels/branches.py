@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trainable.kernels.build import library, rounds
+from trainable.kernels.build import library, rounding
 
 if TYPE_CHECKING:
     from trainable.models.layout import TokenLayout
@@ -112,7 +112,7 @@ def _attention(
         function(
             *_rows(table, lo, hi),
             *map(ctypes.c_long, (width, heads)),
-            *map(ctypes.c_int, (first_only, norm, rounds())),
+            *map(ctypes.c_int, (first_only, norm, rounding())),
             ctypes.c_float(eps),
             *map(_at, (x, cos, sin, w_qkv, w_out)),
             *_kept(lo, first_only, norm, y, qkv, attended, sums, scale),
@@ -164,7 +164,7 @@ class _Attention(torch.autograd.Function):
             function(
                 *_rows(table, lo, hi),
                 *map(ctypes.c_long, (x.shape[1], ctx.heads)),
-                *map(ctypes.c_int, (ctx.first_only, ctx.norm, rounds())),
+                *map(ctypes.c_int, (ctx.first_only, ctx.norm, rounding())),
                 *map(_at, (x, cos, sin, w_qkv, w_out)),
                 *_kept(lo, ctx.first_only, ctx.norm, y, qkv, attended, sums, scale),
                 _at(grad, lo if ctx.first_only else 0),
@@ -189,7 +189,7 @@ def _mlp(
     def part(lo: int, hi: int, _: int) -> None:
         function(
             *map(ctypes.c_long, (hi - lo, width, inner)),
-            *map(ctypes.c_int, (norm, rounds())),
+            *map(ctypes.c_int, (norm, rounding())),
             ctypes.c_float(eps),
             *map(_at, (x, gate_up, down, y, joint, scale), (lo, 0, 0, lo, lo, lo)),
         )
@@ -223,7 +223,7 @@ class _MLP(torch.autograd.Function):
         def part(lo: int, hi: int, at: int) -> None:
             function(
                 *map(ctypes.c_long, (hi - lo, x.shape[1], down.shape[1])),
-                *map(ctypes.c_int, (ctx.norm, rounds())),
+                *map(ctypes.c_int, (ctx.norm, rounding())),
                 *map(
                     _at,
                     (x, gate_up, down, y, joint, scale, grad, dx, d_gate_up, d_down),

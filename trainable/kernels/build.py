@@ -54,10 +54,14 @@ def why_not() -> str | None:
     return _found()[1]
 
 
-def rounds() -> bool:
-    """Whether products round their factors to bfloat16, as `torch.set_float32_matmul_precision`
-    says: ``medium`` is PyTorch's word for that. A processor without it computes float32."""
-    return torch.get_float32_matmul_precision() == "medium"
+def rounding() -> int:
+    """How products round their factors to bfloat16: 0 not at all, 1 by instructions on vectors, 2
+    by those on tiles (AMX). `torch.set_float32_matmul_precision` says whether: ``medium`` is
+    PyTorch's word for it. The processor says how; where it gains nothing, products are float32."""
+    found = library()
+    if found is None or torch.get_float32_matmul_precision() != "medium":
+        return 0
+    return int(found.etrm_bfloat16())
 
 
 def description() -> str:
@@ -65,8 +69,8 @@ def description() -> str:
     found, why = _found()
     if found is None:
         return f"PyTorch ({why})"
-    rounded = rounds() and found.etrm_bfloat16()
-    return f"kernels ({found.etrm_lanes()} lanes{', bfloat16 products' if rounded else ''})"
+    products = ("", ", bfloat16 products", ", bfloat16 products in tiles")[rounding()]
+    return f"kernels ({found.etrm_lanes()} lanes{products})"
 
 
 def _load() -> ctypes.CDLL:

@@ -6,16 +6,28 @@
    matrix is panel = NR, kb = its width; `pack_transposed` makes panels of a matrix's transpose.
    N must be a multiple of LANES.
 
-   After `use_bfloat16(1)` factors of the calling thread's products are rounded to bfloat16 and their
-   products summed in float32, where the processor has an instruction for it: twice the speed. */
+   After `use_bfloat16(DOTS)` or `(TILES)` factors of the calling thread's products are rounded to
+   bfloat16 and their products summed in float32 (rounded.c). */
 
 #ifndef ETRM_GEMM_H
 #define ETRM_GEMM_H
 
 #include "vector.h"
 
-/* Whether products of this thread round their factors to bfloat16, from now on. */
-void use_bfloat16(int on);
+#define INNER 256 /* longest sum of a piece: long sums are cut */
+
+/* How factors are rounded: not at all, for instructions on vectors of pairs, for those on tiles. */
+enum { FLOAT32 = 0, DOTS = 1, TILES = 2 };
+
+/* What products of this thread do from now on; only what `etrm_bfloat16` names, or less. */
+void use_bfloat16(int how);
+
+/* The quickest way of this processor, FLOAT32 where none is quicker. */
+int etrm_bfloat16(void);
+
+/* C (+)= A B as `multiply` and, not by_rows, `multiply_transposed`. */
+void product_rounded(int how, int by_rows, long M, long N, long K, const float *A, long step,
+                     const float *B, long panel, long kb, float *C, long ldc, int add);
 
 /* C (M, N) (+)= A (M, K) B, A with row stride lda. */
 void multiply(long M, long N, long K, const float *A, long lda, const float *B, long panel, long kb,
