@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.trainable.small_trials import batches, puzzle_folder, tiny
 from trainable import kernels
-from trainable.kernels import build
+from trainable.kernels import branches, build
 from trainable.losses import act_loss
 from trainable.models import build_model
 from trainable.models.attention import rope_table
@@ -30,7 +30,7 @@ needs_kernels = pytest.mark.skipif(
 )
 
 
-ROUNDS = bool(kernels.library() and kernels.library().etrm_bfloat16())
+ROUNDS = kernels.library().etrm_bfloat16() if kernels.library() else 0
 
 
 def layout(lengths: list[int], buckets: int) -> TokenLayout:
@@ -88,17 +88,24 @@ SHAPES = [  # width, width of a head, lengths, buckets, threads
     (48, 16, RAGGED, 3, 2),
     (128, 64, [7, 300], 2, 1),
     (64, 64, [31, 96, 97], 1, 1),
+    (320, 64, [40, 211], 1, 1),  # products in pieces
 ]
 
 
 @pytest.fixture
-def precision(request: pytest.FixtureRequest) -> str:
-    torch.set_float32_matmul_precision(request.param)
+def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of products; "pairs" are instructions on vectors where those on tiles are quicker."""
+    if request.param == "pairs" and ROUNDS < 2:
+        pytest.skip("this processor has no tiles: medium is what pairs would be")
+    if request.param == "pairs":
+        monkeypatch.setattr(branches, "rounding", lambda: 1)
+    else:
+        torch.set_float32_matmul_precision(request.param)
     return str(request.param)
 
 
 @needs_kernels
-@pytest.mark.parametrize("precision", ["highest", "medium"], indirect=True)
+@pytest.mark.parametrize("precision", ["highest", "medium", "pairs"], indirect=True)
 @pytest.mark.parametrize("norm", ["none", "pre", "post", "alone"])
 @pytest.mark.parametrize("width, head, lengths, buckets, threads", SHAPES)
 def test_branches_and_gradients(
@@ -106,7 +113,7 @@ def test_branches_and_gradients(
     precision: str,
 ) -> None:  # fmt: skip
     torch.set_num_threads(threads)
-    rounds = precision == "medium" and ROUNDS
+    rounds = precision != "highest" and ROUNDS
     gen = torch.Generator().manual_seed(width + len(lengths))
     rows, heads, inner = layout(lengths, buckets), width // head, 2 * width
     cos, sin = rope_table(300, head, 1e4)
@@ -136,6 +143,33 @@ def test_branches_and_gradients(
         error = (found.double() - expected).norm() / expected.norm()
         assert error < (0.02 if rounds else 3e-6), (name, float(error))
         assert not rounds or error > 1e-4, "bfloat16 has 8 bits"
+
+
+@needs_kernels
+@pytest.mark.skipif(ROUNDS < 2, reason="this processor has no tiles")
+@pytest.mark.parametrize("width, head, lengths, buckets, threads", SHAPES)
+def test_tiles_sum_what_pairs_sum(
+    width: int, head: int, lengths: list[int], buckets: int, threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    torch.set_num_threads(threads)
+    gen = torch.Generator().manual_seed(1)
+    rows = layout(lengths, buckets)
+    shapes = (rows.tokens, width), (3 * width, width), (width, width), (width, 2 * width)
+    leaves = [torch.randn(s, generator=gen) / s[1] ** 0.5 for s in shapes]
+    exist = torch.ones(rows.tokens, 1) if rows.valid is None else rows.valid[:, None].float()
+    results = []
+    for how in (1, 2):
+        monkeypatch.setattr(branches, "rounding", lambda how=how: how)
+        x, qkv, out, down = (leaf.clone().requires_grad_() for leaf in leaves)
+        y = kernels.attention_branch(
+            x, qkv, out, heads=width // head, layout=rows, rope=None, norm="pre", eps=EPS
+        )
+        z = kernels.mlp_branch(y, torch.cat([qkv, qkv[:width]]), down, norm="pre", eps=EPS)
+        (z * exist).square().sum().backward()
+        results.append([z * exist, x.grad * exist, qkv.grad, out.grad, down.grad])
+    for pairs, tiles in zip(*results, strict=True):  # a sum's order may turn the next rounding
+        assert (tiles - pairs).norm() < 3e-3 * pairs.norm()
 
 
 @needs_kernels
@@ -237,7 +271,8 @@ def test_a_trial_sets_the_precision_of_its_process_and_says_what_computes(tmp_pa
     folder = puzzle_folder(tmp_path / "puzzles")
     Trial(tiny(folder, float32_matmul_precision="medium"), tmp_path)
     assert torch.get_float32_matmul_precision() == "medium"
-    assert ("bfloat16 products" in kernels.description()) == ROUNDS
+    assert ("bfloat16 products" in kernels.description()) == bool(ROUNDS)
+    assert ("in tiles" in kernels.description()) == (ROUNDS == 2)
     Trial(tiny(folder), tmp_path)
     assert torch.get_float32_matmul_precision() == "highest"
     assert "bfloat16" not in kernels.description()

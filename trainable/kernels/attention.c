@@ -46,7 +46,7 @@ static void head_forward(long asking, long L, long C, const float *q, long ld, l
   for (long at = 0; at < asking; at += QUERIES) {
     const long Q = least(QUERIES, asking - at);
     float inverse[QUERIES];
-    multiply(Q, wide, C, q + at * ld, ld, keys, C * NR, NR, scores, wide, 0);
+    multiply_packed(Q, wide, C, q + at * ld, ld, keys, scores, wide, 0);
     for (long i = 0; i < Q; i++) {
       float *s = scores + i * wide;
       for (long j = L; j < wide; j++) s[j] = -INFINITY;
@@ -84,8 +84,8 @@ static void head_backward(long asking, long L, long C, const float *q, long ld, 
   pack_transposed(L, C, v, ld, values);
   for (long at = 0; at < asking; at += QUERIES) {
     const long Q = least(QUERIES, asking - at);
-    multiply(Q, wide, C, q + at * ld, ld, keys, C * NR, NR, scores, wide, 0);
-    multiply(Q, wide, C, d_out + at * ldo, ldo, values, C * NR, NR, d_scores, wide, 0);
+    multiply_packed(Q, wide, C, q + at * ld, ld, keys, scores, wide, 0);
+    multiply_packed(Q, wide, C, d_out + at * ldo, ldo, values, d_scores, wide, 0);
     for (long i = 0; i < Q; i++) {
       const float *o = out + (at + i) * ldo, *d = d_out + (at + i) * ldo;
       float *p = scores + i * wide, *dp = d_scores + i * wide, own = 0.0f;
@@ -154,7 +154,7 @@ EXPORT void etrm_attention_forward(long rows, const int64_t *start, const int64_
       rms_forward(T, D, in, normed, scale ? scale + at : own_scale, eps);
       in = normed;
     }
-    multiply(T, 3 * D, D, in, D, p_qkv, D * NR, NR, all, 3 * D, 0);
+    multiply_packed(T, 3 * D, D, in, D, p_qkv, all, 3 * D, 0);
     if (cosine) rotate(T, D, C, all, 3 * D, cosine + at * half, sine + at * half, 1.0f);
     for (long r = first; r < next; r++) {
       const long from = start[r] - at, row = first_only ? r - first : from;
@@ -168,7 +168,7 @@ EXPORT void etrm_attention_forward(long rows, const int64_t *start, const int64_
       if (first_only) memcpy(out + row * D, x + start[r] * D, (size_t)D * sizeof(float));
     }
     if (!first_only) memcpy(out, x + at * D, (size_t)(T * D) * sizeof(float));
-    multiply(R, D, D, att, D, p_out, D * NR, NR, out, D, norm != ALONE);
+    multiply_packed(R, D, D, att, D, p_out, out, D, norm != ALONE);
     if (norm == POST) rms_forward(R, D, out, out, scale ? scale + to : own_scale, eps);
   }
 }
@@ -208,7 +208,7 @@ EXPORT void etrm_attention_backward(long rows, const int64_t *start, const int64
       d = ds;
     }
     if (d_out_w) multiply_transposed(D, D, R, d, D, attended + to * D, NR, D, d_out_w, D, 1);
-    multiply(R, D, D, d, D, p_out, D * NR, NR, d_att, D, 0);
+    multiply_packed(R, D, D, d, D, p_out, d_att, D, 0);
     for (long r = first; r < next; r++) {
       const long from = start[r] - at, row = first_only ? r - first : from;
       const long asking = first_only ? least(1, valid[r]) : valid[r];
@@ -232,10 +232,10 @@ EXPORT void etrm_attention_backward(long rows, const int64_t *start, const int64
       memcpy(back, d, (size_t)(T * D) * sizeof(float));
     }
     if (norm != PRE) {
-      multiply(T, D, 3 * D, d_all, ld, p_qkv, 3 * D * NR, NR, back, D, norm != ALONE);
+      multiply_packed(T, D, 3 * D, d_all, ld, p_qkv, back, D, norm != ALONE);
       continue;
     }
-    multiply(T, D, 3 * D, d_all, ld, p_qkv, 3 * D * NR, NR, d_normed, D, 0);
+    multiply_packed(T, D, 3 * D, d_all, ld, p_qkv, d_normed, D, 0);
     rms_backward(T, D, d_normed, normed, scale + at, first_only ? NULL : grad + at * D, back);
     for (long r = first; r < next && first_only; r++)
       add_to(D, dx + start[r] * D, grad + r * D);

@@ -28,8 +28,9 @@ _NORMS: dict[Norm, int] = {"none": 0, "pre": 1, "post": 2, "alone": 3}
 
 LANES = 16
 """Widths and head widths must be multiples of this."""
-WIDEST = 256
-"""Beyond this width the weights leave a core's cache: a BLAS library is faster there."""
+WIDEST = {0: 256, 1: 256, 2: 512}
+"""By `rounding`: beyond this width the weights leave a core's cache, and a BLAS library is faster
+(tiles: not tried beyond)."""
 
 Rope = tuple[Tensor, Tensor]
 
@@ -40,12 +41,12 @@ def usable(x: Tensor, *, heads: int = 1) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
-        and width <= WIDEST
         and width % LANES == 0
         and width % heads == 0
         and (width // heads) % LANES == 0
         and not torch.compiler.is_compiling()
         and library() is not None
+        and width <= WIDEST[rounding()]
     )
 
 

@@ -53,8 +53,8 @@ INLINE void product(const int by_rows, long M, long N, long K, const float *A, l
       }
 }
 
-static _Thread_local int rounded = 0;
-void use_bfloat16(int how) { rounded = how; }
+static _Thread_local int rounded = FLOAT32;
+void use_bfloat16(int how) { rounded = how <= etrm_bfloat16() ? how : FLOAT32; }
 
 void multiply(long M, long N, long K, const float *A, long lda, const float *B, long panel, long kb,
               float *C, long ldc, int add) {
@@ -72,13 +72,29 @@ void multiply_transposed(long M, long N, long K, const float *A, long lda, const
     product(0, M, N, K, A, lda, B, panel, kb, C, ldc, add);
 }
 
+void multiply_packed(long M, long N, long K, const float *A, long lda, const float *P, float *C,
+                     long ldc, int add) {
+  if (rounded)
+    product_rounded(rounded, 1, M, N, K, A, lda, P, 0, PACKED, C, ldc, add);
+  else
+    product(1, M, N, K, A, lda, P, K * NR, NR, C, ldc, add);
+}
+
 void pack(long K, long N, const float *W, long ldw, float *P) {
+  if (rounded) {
+    pack_rounded(K, N, W, ldw, (uint32_t *)P);
+    return;
+  }
   for (long n = 0; n < N; n += NR)
     for (long k = 0; k < K; k++, P += NR)
       memcpy(P, W + k * ldw + n, (size_t)least(NR, N - n) * sizeof(float));
 }
 
 void pack_transposed(long N, long K, const float *W, long ldw, float *P) {
+  if (rounded) {
+    pack_transposed_rounded(N, K, W, ldw, (uint32_t *)P);
+    return;
+  }
   const long padded = round_up(N, LANES);
   for (long n = 0; n < padded; n++) {
     float *to = P + n / NR * K * NR + n % NR;

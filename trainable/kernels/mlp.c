@@ -3,7 +3,7 @@
    norm 0: y = x + f(x); 1 (pre): y = x + f(rms(x)); 2 (post): y = rms(x + f(x));
    3: y = f(x), no residual. f(x) = down(silu(gate(x)) * up(x)). Shapes: x, y (N, D);
    gate_up (2I, D), its first I rows the gate; down (D, I); joint (N, 2I); scale (N).
-   bfloat16: see `use_bfloat16`. */
+   bfloat16: what `use_bfloat16` takes. */
 
 #include "gemm.h"
 
@@ -31,7 +31,7 @@ EXPORT void etrm_mlp_forward(long N, long D, long I, int norm, int bfloat16, flo
       rms_forward(T, D, in, normed, factor, eps);
       in = normed;
     }
-    multiply(T, 2 * I, D, in, D, packed_up, D * NR, NR, both, 2 * I, 0);
+    multiply_packed(T, 2 * I, D, in, D, packed_up, both, 2 * I, 0);
     for (long t = 0; t < T; t++) {
       const float *gate = both + t * 2 * I, *up = gate + I;
       float *to = act + t * I;
@@ -41,7 +41,7 @@ EXPORT void etrm_mlp_forward(long N, long D, long I, int norm, int bfloat16, flo
       }
     }
     if (norm != ALONE) memcpy(out, x + at * D, (size_t)(T * D) * sizeof(float));
-    multiply(T, D, I, act, I, packed_down, I * NR, NR, out, D, norm != ALONE);
+    multiply_packed(T, D, I, act, I, packed_down, out, D, norm != ALONE);
     if (norm == POST) rms_forward(T, D, out, out, factor, eps);
   }
 }
@@ -70,7 +70,7 @@ EXPORT void etrm_mlp_backward(long N, long D, long I, int norm, int bfloat16, co
       rms_backward(T, D, d, y + at * D, scale + at, NULL, ds);
       d = ds;
     }
-    multiply(T, I, D, d, D, p_down, D * NR, NR, d_act, I, 0);
+    multiply_packed(T, I, D, d, D, p_down, d_act, I, 0);
     for (long t = 0; t < T; t++) {
       const float *gate = joint + (at + t) * 2 * I, *up = gate + I, *da = d_act + t * I;
       float *to = act + t * own, *d_gate = d_joint + t * wide, *d_up = d_gate + I;
@@ -88,11 +88,11 @@ EXPORT void etrm_mlp_backward(long N, long D, long I, int norm, int bfloat16, co
     float *to = dx + at * D;
     if (norm == NONE || norm == POST) {
       memcpy(to, d, (size_t)(T * D) * sizeof(float));
-      multiply(T, D, 2 * I, d_joint, wide, p_gate_up, 2 * I * NR, NR, to, D, 1);
+      multiply_packed(T, D, 2 * I, d_joint, wide, p_gate_up, to, D, 1);
     } else if (norm == ALONE) {
-      multiply(T, D, 2 * I, d_joint, wide, p_gate_up, 2 * I * NR, NR, to, D, 0);
+      multiply_packed(T, D, 2 * I, d_joint, wide, p_gate_up, to, D, 0);
     } else {
-      multiply(T, D, 2 * I, d_joint, wide, p_gate_up, 2 * I * NR, NR, d_normed, D, 0);
+      multiply_packed(T, D, 2 * I, d_joint, wide, p_gate_up, d_normed, D, 0);
       rms_backward(T, D, d_normed, normed, scale + at, grad + at * D, to);
     }
   }

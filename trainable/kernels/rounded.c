@@ -2,8 +2,8 @@
 
    Both factors are copied as they are rounded, in pairs of neighbours along the inner dimension: the
    left one by rows (TILES, or DOTS of rows) or by pairs of rows (DOTS of columns), the right one as
-   pairs of rows, NR columns wide. Vectors (AVX512-BF16) sum pairs as float32 does single numbers;
-   tiles (AMX) sum 16 x 32 by 32 x 16 at once. */
+   panels of pairs of rows, NR columns wide. Vectors (AVX512-BF16) sum pairs as float32 does single
+   numbers; tiles (AMX) sum 16 x 32 by 32 x 16 at once. */
 
 #include "gemm.h"
 
@@ -11,6 +11,7 @@
 #include <immintrin.h>
 
 #define CHUNK 192               /* rows of A that are rounded together: a multiple of MR, of 32 */
+#define COLUMNS 512             /* of B, likewise: a multiple of NR */
 #define PAIRS (INNER / 2)       /* of a piece */
 #define BY_ROWS (PAIRS + LANES) /* pairs of a row; rows must not share sets of the cache */
 
@@ -197,50 +198,90 @@ INLINE void tiles(long rows, const int two_columns, long pairs, const uint32_t *
 }
 #endif
 
+/* B's columns as pairs of rows, zeros up to whole tiles; panels of `words` numbers. */
+INLINE void pair_panels(long K, long N, const float *B, long panel, long kb, long pairs, uint32_t *to,
+                        long words) {
+  for (long n = 0; n < N; n += NR) {
+    const float *b = B + n / NR * panel;
+    uint32_t *put = to + n / NR * words;
+    for (long p = 0; p < pairs; p++)
+      for (long i = 0; i < least(NR, N - n); i += 16)
+        _mm512_storeu_si512(put + p * NR + i, pair_rows(N - n - i, 2 * p, K, b + i, kb));
+  }
+}
+
+void pack_rounded(long K, long N, const float *W, long ldw, uint32_t *P) {
+  const long pairs = round_up(K, 32) / 2;
+  pair_panels(K, N, W, NR, ldw, pairs, P, pairs * NR);
+}
+
+void pack_transposed_rounded(long N, long K, const float *W, long ldw, uint32_t *P) {
+  const long all = round_up(K, 32) / 2;
+  for (long n = 0; n < N; n += 16)
+    for (long k = 0; k < K; k += 32) {
+      __m512i pairs[16];
+      for (int i = 0; i < 16; i++) {
+        const float *from = W + (n + i) * ldw + k;
+        const __mmask16 low = n + i < N ? first_of(K - k) : 0;
+        const __mmask16 high = n + i < N ? first_of(K - k - 16) : 0;
+        pairs[i] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(high, from + 16),
+                                                _mm512_maskz_loadu_ps(low, from));
+      }
+      transpose(pairs);
+      for (int i = 0; i < 16; i++)
+        _mm512_storeu_si512(P + n / NR * all * NR + (k / 2 + i) * NR + n % NR, pairs[i]);
+    }
+}
+
 void product_rounded(int how, int by_rows, long M, long N, long K, const float *A, long step,
                      const float *B, long panel, long kb, float *C, long ldc, int add) {
   static _Thread_local uint32_t left[CHUNK * BY_ROWS] __attribute__((aligned(64)));
-  static _Thread_local uint32_t right[PAIRS * NR] __attribute__((aligned(64)));
-  const int tiled = how == TILES, turned = !by_rows && !tiled;
-  const long ra = turned ? 1 : BY_ROWS, ka = turned ? CHUNK : 1;
+  static _Thread_local uint32_t right[PAIRS * COLUMNS] __attribute__((aligned(64)));
+  const int tiled = how == TILES, turned = !by_rows && !tiled, packed = kb == PACKED;
+  const long ra = turned ? 1 : BY_ROWS, ka = turned ? CHUNK : 1, height = tiled ? 32 : MR;
+  const long words = packed ? round_up(K, 32) / 2 * NR : PAIRS * NR;
   if (tiled) begin_tiles();
-  for (long k = 0; k < K; k += INNER)
-    for (long from = 0; from < M; from += CHUNK) {
-      const long inner = least(INNER, K - k), rows = least(CHUNK, M - from);
-      const long pairs = tiled ? round_up(inner, 32) / 2 : (inner + 1) / 2;
-      if (by_rows) {
-        for (long m = 0; m < rows; m++)
-          pair_columns(inner, A + (from + m) * step + k, left + m * BY_ROWS);
-      } else if (tiled) {
-        pair_turned(rows, inner, A + k * step + from, step, left);
-      } else {
-        for (long p = 0; p < pairs; p++)
-          for (long m = 0; m < rows; m += 16)
-            _mm512_storeu_si512(left + p * CHUNK + m, pair_rows(rows - m, 2 * p, inner,
-                                                                A + k * step + from + m, step));
-      }
-      for (long n = 0; n < N; n += NR) {
-        const float *b = B + n / NR * panel + k * kb;
-        const long columns = least(NR, N - n);
-        for (long p = 0; p < pairs; p++)
-          for (long i = 0; i < columns; i += 16)
-            _mm512_storeu_si512(right + p * NR + i, pair_rows(16, 2 * p, inner, b + i, kb));
-        for (long m = 0; m < rows; m += tiled ? 32 : MR) {
-          const long some = least(tiled ? 32 : MR, rows - m);
-          const uint32_t *a = left + m * ra;
-          float *c = C + (from + m) * ldc + n;
-          const int plus = add || k;
-          if (tiled && columns == NR)
-            tiles(some, 1, pairs, a, right, c, ldc, plus);
-          else if (tiled)
-            tiles(some, 0, pairs, a, right, c, ldc, plus);
-          else if (columns == NR)
-            dots_of(some, 2, pairs, a, ra, ka, right, c, ldc, plus);
-          else
-            dots_of(some, 1, pairs, a, ra, ka, right, c, ldc, plus);
+  for (long k = 0; k < K; k += INNER) {
+    const long inner = least(INNER, K - k);
+    const long pairs = tiled ? round_up(inner, 32) / 2 : (inner + 1) / 2;
+    for (long first = 0, columns; first < N; first += columns) {
+      columns = packed ? N : least(COLUMNS, N - first);
+      if (!packed)
+        pair_panels(inner, columns, B + first / NR * panel + k * kb, panel, kb, pairs, right, words);
+      for (long from = 0; from < M; from += CHUNK) {
+        const long rows = least(CHUNK, M - from);
+        if (by_rows) {
+          for (long m = 0; m < rows; m++)
+            pair_columns(inner, A + (from + m) * step + k, left + m * BY_ROWS);
+        } else if (tiled) {
+          pair_turned(rows, inner, A + k * step + from, step, left);
+        } else {
+          for (long p = 0; p < pairs; p++)
+            for (long m = 0; m < rows; m += 16)
+              _mm512_storeu_si512(left + p * CHUNK + m,
+                                  pair_rows(rows - m, 2 * p, inner, A + k * step + from + m, step));
+        }
+        for (long n = 0; n < columns; n += NR) {
+          const uint32_t *b = packed ? (const uint32_t *)B + k / 2 * NR : right;
+          b += n / NR * words;
+          for (long m = 0; m < rows; m += height) {
+            const long some = least(height, rows - m);
+            const uint32_t *a = left + m * ra;
+            float *c = C + (from + m) * ldc + first + n;
+            const int plus = add || k, two = columns - n >= NR;
+            if (tiled && two)
+              tiles(some, 1, pairs, a, b, c, ldc, plus);
+            else if (tiled)
+              tiles(some, 0, pairs, a, b, c, ldc, plus);
+            else if (two)
+              dots_of(some, 2, pairs, a, ra, ka, b, c, ldc, plus);
+            else
+              dots_of(some, 1, pairs, a, ra, ka, b, c, ldc, plus);
+          }
         }
       }
     }
+  }
   if (tiled) end_tiles();
 }
 
@@ -252,8 +293,14 @@ EXPORT int etrm_bfloat16(void) {
 #else
 void product_rounded(int how, int by_rows, long M, long N, long K, const float *A, long step,
                      const float *B, long panel, long kb, float *C, long ldc, int add) {
-  (void)how;
-  (by_rows ? multiply : multiply_transposed)(M, N, K, A, step, B, panel, kb, C, ldc, add);
+  (void)how, (void)by_rows, (void)M, (void)N, (void)K, (void)A, (void)step;
+  (void)B, (void)panel, (void)kb, (void)C, (void)ldc, (void)add;
+}
+void pack_rounded(long K, long N, const float *W, long ldw, uint32_t *P) {
+  (void)K, (void)N, (void)W, (void)ldw, (void)P;
+}
+void pack_transposed_rounded(long N, long K, const float *W, long ldw, uint32_t *P) {
+  (void)N, (void)K, (void)W, (void)ldw, (void)P;
 }
 EXPORT int etrm_bfloat16(void) { return FLOAT32; }
 #endif
