@@ -10,6 +10,8 @@ The only file of this room that knows Ray. The trainer's shape, and what it avoi
 - ``cleanup`` asks the controller to abort and waits, which returns the workers' placement group at
   once. (Killing the controller leaves the group reserved, and the next trial waits for ever.)
 - Ray's checkpoints are not used: the loop's own are the only source of a resume.
+- As few of Ray's helper processes as it takes, and nothing that asks all the time: beside two
+  trials on two cores Ray's processes took a quarter of both (`docs/log.md`, 2026-11-29).
 
 Needs ``ControllerCallback.after_controller_start`` and ``TrainController.abort``, which are
 internal to Ray: `TESTED_RAY` names the versions with which the tests of this file passed.
@@ -40,6 +42,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.backend import Backend
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.config import LoggingConfig
 from ray.util.queue import Queue
@@ -165,6 +169,8 @@ class MeetingBackend(Backend):
 
 
 LEAVE_S = 30.0
+WAIT_S = 10.0
+"""For a message of the trainer, whose end is one: a wait that ends without is an exception."""
 
 
 def join_group(backend: str, init_method: str, timeout_s: int) -> None:
@@ -197,8 +203,8 @@ FASTEST_POLL, SLOWEST_POLL = 0.03, 1.0
 
 
 def poll_interval(gap: float) -> float:
-    """Seconds between polls where rows come `gap` seconds apart: a row waits an eighth at most."""
-    return min(max(gap / 8, FASTEST_POLL), SLOWEST_POLL)
+    """Seconds between polls where rows come `gap` seconds apart: a row waits a quarter at most."""
+    return min(max(gap / 4, FASTEST_POLL), SLOWEST_POLL)
 
 
 class ForwardReports(UserCallback):
@@ -231,6 +237,19 @@ class SendHandle(ControllerCallback):
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self.queue.put(("controller", ray.get_runtime_context().current_actor))
+
+
+class OurTrainer(TorchTrainer):
+    """Without two helper processes of Ray's: one for Ray Data, which no trial uses, and one that
+    asks the dashboard every second whether the controller lives, to free its placement group.
+    `etrm_tune.reservations` frees such groups for all trials, with one look at all."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        if ray.__version__ not in TESTED_RAY:
+            return callbacks
+        left_out = (PlacementGroupCleanerCallback, DatasetsCallback)
+        return [callback for callback in callbacks if not isinstance(callback, left_out)]
 
 
 class OurTrial(tune.Trainable):
@@ -342,7 +361,7 @@ class RayTrial(OurTrial):
         if spec.one_machine:
             Path(spec.storage).mkdir(parents=True, exist_ok=True)
             meeting = MeetingConfig(folder=spec.storage)
-        trainer = TorchTrainer(
+        trainer = OurTrainer(
             run_worker,
             torch_config=meeting,
             train_loop_config={"spec": spec.to_json()},
@@ -366,26 +385,28 @@ class RayTrial(OurTrial):
             self.outcome = trainer.fit().return_value or self.outcome
         except Exception as error:
             self.outcome = outcome_of(error)
+        finally:
+            with contextlib.suppress(ray.exceptions.RayError):  # the queue's actor may be gone
+                self.queue.put(("end", None))
 
-    def _take(self, timeout: float) -> dict[str, Any] | None:
-        """Next row, or None when nothing came within ``timeout`` seconds."""
+    def _take(self, timeout: float) -> tuple[str, Any]:
+        """What came next and its value; ("nothing", None) after ``timeout`` seconds."""
         try:
             kind, value = self.queue.get(timeout=timeout)
         except queue_module.Empty:
-            return None
+            return "nothing", None
         if kind == "controller":
             self.controller = value
-            return None
-        return dict(value)
+        return kind, value
 
     def step(self) -> dict[str, Any]:
         while True:
             running = self.thread.is_alive()  # asked first: what came before is in the queue
-            row = self._take(timeout=0.5 if running else 0.05)
-            if row is not None:
-                self.last_row = row
-                return row
-            if not running and not self.queue.qsize():
+            kind, value = self._take(timeout=WAIT_S if running else 0.05)
+            if kind == "row":
+                self.last_row = dict(value)
+                return self.last_row
+            if kind == "end" or (kind == "nothing" and not running):
                 return self.ended(self.outcome)
 
     def cleanup(self) -> None:
