@@ -122,7 +122,7 @@ static void largest(long rows, const int64_t *length, long *tokens, long *longes
 
 /* With `first_only` the first token of each row alone asks, and y, attended, sums, grad and the scale
    of post-norm have one row per row: (rows, …).
-   qkv NULL: nothing is kept for the backward pass (attended, sums and scale may be NULL too). */
+   qkv NULL: it is not kept for the backward pass (attended, sums and scale may be NULL too). */
 EXPORT void etrm_attention_forward(long rows, const int64_t *start, const int64_t *length,
                             const int64_t *valid, long D, long H, int first_only, int norm,
                             int bfloat16, float eps,
@@ -173,7 +173,8 @@ EXPORT void etrm_attention_forward(long rows, const int64_t *start, const int64_
   }
 }
 
-/* Adds to d_qkv_w and d_out_w (either may be NULL), writes dx (may be NULL). */
+/* Adds to d_qkv_w and d_out_w (either may be NULL), writes dx (may be NULL). qkv NULL: it is computed
+   again, bit for bit. */
 EXPORT void etrm_attention_backward(long rows, const int64_t *start, const int64_t *length,
                              const int64_t *valid, long D, long H, int first_only, int norm,
                              int bfloat16, const float *x, const float *cosine, const float *sine, const float *w_qkv,
@@ -186,13 +187,15 @@ EXPORT void etrm_attention_backward(long rows, const int64_t *start, const int64
   largest(rows, length, &most, &longest);
   const long wide = round_up(longest, LANES);
   float *p_qkv = scratch((size_t)(packed(D, 3 * D) + packed(D, D) + 2 * packed(longest, C) +
-                                  2 * QUERIES * wide + most * (4 * D + ld)));
-  float *p_out = p_qkv + packed(D, 3 * D), *keys = p_out + packed(D, D);
+                                  packed(3 * D, D) + 2 * QUERIES * wide + most * (7 * D + ld)));
+  float *p_out = p_qkv + packed(D, 3 * D), *p_again = p_out + packed(D, D);
+  float *keys = p_again + packed(3 * D, D);
   float *values = keys + packed(longest, C), *scores = values + packed(longest, C);
   float *d_scores = scores + QUERIES * wide, *normed = d_scores + QUERIES * wide;
   float *ds = normed + most * D, *d_att = ds + most * D, *d_normed = d_att + most * D;
-  float *d_all = d_normed + most * D;
+  float *again = d_normed + most * D, *d_all = again + most * 3 * D;
   pack(D, D, w_out, D, p_out);
+  if (!qkv) pack_transposed(3 * D, D, w_qkv, D, p_again);
   if (dx) pack(3 * D, D, w_qkv, D, p_qkv);
   for (long first = 0, next, T; first < rows; first = next) {
     next = group(first, rows, length, &T);
@@ -207,13 +210,18 @@ EXPORT void etrm_attention_backward(long rows, const int64_t *start, const int64
       rms_backward(R, D, d, y + to * D, scale + to, NULL, ds);
       d = ds;
     }
+    const float *all = qkv ? qkv + at * 3 * D : again;
+    if (!qkv) {
+      multiply_packed(T, 3 * D, D, in, D, p_again, again, 3 * D, 0);
+      if (cosine) rotate(T, D, C, again, 3 * D, cosine + at * half, sine + at * half, 1.0f);
+    }
     if (d_out_w) multiply_transposed(D, D, R, d, D, attended + to * D, NR, D, d_out_w, D, 1);
     multiply_packed(R, D, D, d, D, p_out, d_att, D, 0);
     for (long r = first; r < next; r++) {
       const long from = start[r] - at, row = first_only ? r - first : from;
       const long asking = first_only ? least(1, valid[r]) : valid[r];
       for (long h = 0; h < H; h++)
-        head_backward(asking, valid[r], C, qkv + start[r] * 3 * D + h * C, 3 * D, D,
+        head_backward(asking, valid[r], C, all + from * 3 * D + h * C, 3 * D, D,
                       attended + (to + row) * D + h * C, d_att + row * D + h * C, D,
                       sums + ((to + row) * H + h) * 2, H, d_all + from * ld + h * C, ld, keys,
                       values, scores, d_scores);

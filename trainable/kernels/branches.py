@@ -50,6 +50,12 @@ def usable(x: Tensor, *, heads: int = 1) -> bool:
     )
 
 
+def computes_again() -> bool:
+    """Whether projections are computed again in the backward pass rather than kept: in tiles that
+    is quicker than to write them to memory and to read them."""
+    return rounding() == 2
+
+
 def attention_branch(
     x: Tensor,
     qkv: Tensor,
@@ -104,7 +110,8 @@ def _attention(
     y = x.new_empty(asking, width)
     qkv = attended = sums = scale = None
     if keep:
-        qkv, attended = x.new_empty(tokens, 3 * width), torch.empty_like(y)
+        qkv = None if computes_again() else x.new_empty(tokens, 3 * width)
+        attended = torch.empty_like(y)
         sums = x.new_empty(asking, 2 * heads)
         scale = x.new_empty(tokens) if norm in (1, 2) else None
     function = _function("etrm_attention_forward")
@@ -140,7 +147,8 @@ def _kept(
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps its input, the rotated projection, the attended values, softmax sums, norm factors."""
+    """Keeps its input, the rotated projection (see `computes_again`), the attended values, softmax
+    sums, norm factors."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
@@ -183,7 +191,7 @@ def _mlp(
     tokens, width = x.shape
     inner = down.shape[1]
     y = torch.empty_like(x)
-    joint = x.new_empty(tokens, 2 * inner) if keep else None
+    joint = x.new_empty(tokens, 2 * inner) if keep and not computes_again() else None
     scale = x.new_empty(tokens) if keep and norm in (1, 2) else None
     function = _function("etrm_mlp_forward")
 
@@ -200,7 +208,7 @@ def _mlp(
 
 
 class _MLP(torch.autograd.Function):
-    """Keeps its input, the joint projection (N, 2I) and norm factors."""
+    """Keeps its input, the joint projection (N, 2I; see `computes_again`) and norm factors."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:

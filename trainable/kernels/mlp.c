@@ -47,18 +47,20 @@ EXPORT void etrm_mlp_forward(long N, long D, long I, int norm, int bfloat16, flo
 }
 
 /* Adds to d_gate_up and d_down (either may be NULL), writes dx (may be NULL). `y` is read for
-   post-norm only. */
+   post-norm only. joint NULL: it is computed again, bit for bit. */
 EXPORT void etrm_mlp_backward(long N, long D, long I, int norm, int bfloat16, const float *x,
                        const float *gate_up, const float *down, const float *y, const float *joint, const float *scale,
                        const float *grad, float *dx, float *d_gate_up, float *d_down) {
   use_bfloat16(bfloat16);
   const long wide = 2 * I + LANES, own = I + LANES; /* rows must not share sets of the cache */
-  float *p_down = scratch((size_t)(packed(I, D) + packed(D, 2 * I) +
-                                   TOKENS * (3 * D + I + own + wide)));
-  float *p_gate_up = p_down + packed(I, D), *normed = p_gate_up + packed(D, 2 * I);
+  float *p_down = scratch((size_t)(packed(I, D) + packed(D, 2 * I) + packed(2 * I, D) +
+                                   TOKENS * (3 * D + I + own + wide + 2 * I)));
+  float *p_gate_up = p_down + packed(I, D), *p_up = p_gate_up + packed(D, 2 * I);
+  float *normed = p_up + packed(2 * I, D);
   float *ds = normed + TOKENS * D, *d_normed = ds + TOKENS * D, *d_act = d_normed + TOKENS * D;
-  float *act = d_act + TOKENS * I, *d_joint = act + TOKENS * own;
+  float *act = d_act + TOKENS * I, *d_joint = act + TOKENS * own, *again = d_joint + TOKENS * wide;
   pack(D, I, down, I, p_down);
+  if (!joint) pack_transposed(2 * I, D, gate_up, D, p_up);
   if (dx) pack(2 * I, D, gate_up, D, p_gate_up);
   for (long at = 0; at < N; at += TOKENS) {
     const long T = least(TOKENS, N - at);
@@ -70,9 +72,11 @@ EXPORT void etrm_mlp_backward(long N, long D, long I, int norm, int bfloat16, co
       rms_backward(T, D, d, y + at * D, scale + at, NULL, ds);
       d = ds;
     }
+    const float *both = joint ? joint + at * 2 * I : again;
+    if (!joint) multiply_packed(T, 2 * I, D, in, D, p_up, again, 2 * I, 0);
     multiply_packed(T, I, D, d, D, p_down, d_act, I, 0);
     for (long t = 0; t < T; t++) {
-      const float *gate = joint + (at + t) * 2 * I, *up = gate + I, *da = d_act + t * I;
+      const float *gate = both + t * 2 * I, *up = gate + I, *da = d_act + t * I;
       float *to = act + t * own, *d_gate = d_joint + t * wide, *d_up = d_gate + I;
       for (long i = 0; i < I; i += VW) {
         const vec g = load(gate + i), u = load(up + i), d = load(da + i);
