@@ -286,18 +286,20 @@ class ForkedTrial(OurTrial):
     """Trials of one process each, one after the other, forked by this actor's nursery.
 
     For trials that are short beside the start of a trainer. Tune hands the actor from trial to
-    trial (``reuse_actors``); what the one before left behind is ended by `reset_config`.
+    trial (``reuse_actors``); what the one before left behind is ended by `reset_config`. A trial
+    begins with the first `step`: Tune may make an actor for a trial, and give the trial to another
+    one that has become free while this one imports.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         self.nursery: Nursery | None = None
         self.child: Child | None = None
         self.begin(config)
+        self.nursery = Nursery(self.spec.train)
 
     def begin(self, config: dict[str, Any]) -> None:
         super().begin(config)
         self.restarts, self.unjudged = 0, False
-        self._start()
 
     def _start(self) -> None:
         if self.nursery is None or not self.nursery.alive():
@@ -310,6 +312,8 @@ class ForkedTrial(OurTrial):
         return True
 
     def step(self) -> dict[str, Any]:
+        if self.child is None:
+            self._start()
         assert self.child is not None and self.nursery is not None
         if self.unjudged:
             self.child.judged()
