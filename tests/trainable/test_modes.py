@@ -323,7 +323,7 @@ def test_micro_batches_change_rounding_alone(folder: Path, tmp_path: Path, name:
     whole, parts = trials
     assert len(whole.carries) == 1 and len(parts.carries) == 4
     for a, b in zip(*grads, strict=True):
-        # rounding: up to 3e-6, by the CPU and its kernels; variational: not normalised, see test_workers.py
+        # rounding: up to 3e-6, by CPU and kernels; variational: not normalised, see test_workers.py
         bound = 5e-6 if name != "variational" else 2e-5
         assert float((a - b).norm()) <= bound * float(a.norm())
     (carry,) = whole.carries
