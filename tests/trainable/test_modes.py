@@ -97,7 +97,14 @@ def encoder_gradient(model: Any) -> Tensor:
 
 def test_cached_is_encoding_all_rows_and_keeping_those_that_start(folder: Path) -> None:
     """Loss and gradients against the historical rule, computed apart; labels are the carry's."""
-    config = tiny(folder, encode_mode="cached", halt_exploration_prob=0.7, halt_max_steps=4)
+    config = tiny(
+        folder,
+        encode_mode="cached",
+        halt_exploration_prob=0.7,
+        halt_max_steps=4,
+        H_cycles=1,
+        L_cycles=1,
+    )  # the recursion amplifies rounding
     cached = build_model(config.model, seed=3).train()
     plain = build_model(config.replace(encode_mode="reencode").model, seed=3).train()
     for model in (cached, plain):
@@ -135,8 +142,7 @@ def test_cached_is_encoding_all_rows_and_keeping_those_that_start(folder: Path) 
         assert carry.context is not None and not carry.context.requires_grad
         assert torch.allclose(carry.context, stored, atol=1e-6)
         a, b = encoder_gradient(cached), encoder_gradient(plain)
-        # rounding, which the recursion amplifies: up to 8e-6 or 1.4e-5, by the CPU and its kernels
-        assert float((a - b).norm()) <= 5e-5 * float(b.norm())
+        assert float((a - b).norm()) <= 1e-5 * float(b.norm())
         partly += 0 < int(reset.sum()) < len(reset)
     assert partly > 0, "some steps start some rows"
 

@@ -285,7 +285,7 @@ void product_rounded(int how, int by_rows, long M, long N, long K, const float *
   if (tiled) end_tiles();
 }
 
-/* Intel's vectors of pairs take twice as long as those of float32: no gain, and the rounding. */
+/* On an Intel CPU vectors of pairs gained nothing over float32, and rounding came on top. */
 EXPORT int etrm_bfloat16(void) {
   if (tiles_allowed) return TILES;
   return __builtin_cpu_is("intel") ? FLOAT32 : DOTS;
