@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -252,6 +253,9 @@ def sharing(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+NAME = re.compile(r"tests/\S+::\S+")
+
+
 def tests(args: argparse.Namespace) -> dict[str, Any]:
     """Everything marked `gpu`, in several processes; what has run when the time ends counts."""
     files = [
@@ -261,16 +265,19 @@ def tests(args: argparse.Namespace) -> dict[str, Any]:
     ]
     command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", *files]
     command += ["-p", "no:cacheprovider", "-p", "no:benchmark", "--no-header", "--tb=short"]
+    command += ["-W", "default"]  # another release of torch may warn of something else
     plugin = subprocess.run([sys.executable, "-c", "import xdist"], capture_output=True)
     if plugin.returncode == 0:
-        command += ["-n", "4" if on(args) else "1"]
+        command += ["-n", "8" if on(args) else "1"]
     log = Path(args.out, "pytest.log")
     with log.open("w") as file, contextlib.suppress(subprocess.TimeoutExpired):
         subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, timeout=args.seconds)
     lines = log.read_text(errors="replace").splitlines()
     found: dict[str, Any] = {"last": lines[-1][:200] if lines else "nothing"}
-    for word in ("PASSED", "FAILED", "ERROR", "SKIPPED"):
-        found[word] = sum(f" {word} " in f" {line} " for line in lines if "::" in line)
+    for word in ("PASSED", "FAILED", "ERROR", "SKIPPED"):  # in whatever order xdist tells them
+        found[word] = len(
+            {name for line in lines if f" {word} " in f" {line} " for name in NAME.findall(line)}
+        )
     found["failed"] = [line[:230] for line in lines if line.startswith(("FAILED", "ERROR"))][:25]
     found["why"] = [line[:160] for line in lines if line.startswith("E  ")][:30]
     return found

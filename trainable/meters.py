@@ -38,19 +38,15 @@ class IntervalSums:
         norms: dict[str, Tensor],
     ) -> None:
         """Add one training step: loss sums, rows that began or halted (B), steps (B), norms."""
-        new = torch.zeros_like(self.values)
-        for name, value in sums.items():
-            new[self._at[name]] = value
-        new[self._at["rows"]] = steps.shape[0]
-        new[self._at["began"]] = began.sum()
-        hist = torch.zeros(self.max_steps + 1, dtype=torch.float64, device=new.device)
+        hist = torch.zeros(self.max_steps + 1, dtype=torch.float64, device=self.values.device)
         hist.index_add_(0, steps.long().clamp_max(self.max_steps), halted.double())
         first = self._at["hist/1"]
-        new[first : first + self.max_steps] = hist[1:]
-        new[self._at["updates"]] = 1
-        for name, value in norms.items():
-            new[self._at[name]] = value
-        self.values += new
+        self.values[first : first + self.max_steps] += hist[1:]
+        for name, value in {**sums, "began": began.sum(), **norms}.items():
+            self.values[self._at[name]].add_(value)
+        # in place: to assign a number to an entry would wait for the device
+        self.values[self._at["rows"]].add_(steps.shape[0])
+        self.values[self._at["updates"]].add_(1)
 
     def is_finite(self) -> bool:
         """Whether this worker's loss since the last row is a number; one host synchronisation."""

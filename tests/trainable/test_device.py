@@ -7,6 +7,7 @@ the same steps, and that attention by runs is attention by buckets.
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from tests.trainable.small_trials import puzzle_folder, tiny
 from trainable.models import varlen
@@ -76,6 +78,22 @@ def test_shapes_known_to_the_host_change_nothing(
         assert carry.host is not None
         for name, value in carry.host.items():
             assert torch.equal(value, carry.current_data[name]), name
+
+
+class NoNumberIsAssigned(TorchFunctionMode):
+    """Raises where an entry of a tensor is set to a number: CUDA waits there for all before it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func is not Tensor.__setitem__ or isinstance(args[2], Tensor), "assigned a number"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_step_assigns_no_number_to_an_entry(folder: Path, tmp_path: Path, model: str) -> None:
+    trial = Trial(tiny(folder, **(SMALL | MODELS[model])), tmp_path)
+    with NoNumberIsAssigned():
+        for _ in range(3):
+            trial.train_step()
 
 
 def by_runs(qkv: Tensor, layout: TokenLayout) -> Tensor:
@@ -207,16 +225,24 @@ def test_one_kernel_is_attention_by_buckets_on_cuda(
 def test_bfloat16_on_cuda_is_float32_with_less_precision(
     folder: Path, tmp_path: Path, model: str
 ) -> None:
-    rows = []
-    for dtype in ("float32", "bfloat16"):
-        options = SMALL | MODELS[model] | {"hidden_size": 128, "num_heads": 2}
-        trial = Trial(tiny(folder, forward_dtype=dtype, **options), tmp_path)
-        trial.train_step()
-        rows.append(trial.measure())
-    exact, rounded = rows
-    assert rounded["train/loss"] == pytest.approx(exact["train/loss"], rel=1e-2)
-    assert rounded["grad/total_norm"] == pytest.approx(exact["grad/total_norm"], rel=0.15)
-    assert rounded["train/loss"] != exact["train/loss"]
+    """The loss of every seed; of gradients the middle one of three.
+
+    Some initial weights amplify: float32 with weights moved by 0.1 % has a gradient half as long
+    again there.
+    """
+    apart = []
+    for seed in range(3):
+        rows = []
+        for dtype in ("float32", "bfloat16"):
+            options = SMALL | MODELS[model] | {"hidden_size": 128, "num_heads": 2, "H_cycles": 1}
+            trial = Trial(tiny(folder, forward_dtype=dtype, seed=seed, **options), tmp_path)
+            trial.train_step()
+            rows.append(trial.measure())
+        exact, rounded = rows
+        assert rounded["train/loss"] == pytest.approx(exact["train/loss"], rel=1e-2)
+        assert rounded["train/loss"] != exact["train/loss"]
+        apart.append(abs(rounded["grad/total_norm"] / exact["grad/total_norm"] - 1))
+    assert statistics.median(apart) < 0.15, apart
 
 
 @pytest.mark.gpu

@@ -75,8 +75,7 @@ def pack_pairs(sets: DemoSets, *, vocab: int, cls: bool, every_slot: bool) -> Pa
     cells = sets.inputs.shape[-1]
     grids = sets.inputs.reshape(slots, cells), sets.labels.reshape(slots, cells)
     head, device = int(cls), grids[0].device
-    shift = torch.zeros(2 * cells, dtype=torch.int64, device=device)
-    shift[cells:] = vocab
+    shift = vocab * (torch.arange(2 * cells, device=device) >= cells).long()
     if every_slot:
         pair = torch.cat(grids, dim=1).long()
         layout = full_layout(slots, head + 2 * cells, device)
