@@ -1,4 +1,4 @@
-"""A Tune trial that forks its process: when it begins, and what handing it on leaves. No cluster."""
+"""A Tune trial that forks its process: when it begins, what handing it on leaves. No cluster."""
 
 from __future__ import annotations
 
