@@ -37,7 +37,7 @@ PARTS = {
     "steps-trm-32": 70,
     "small": 60,
     "cpu": 105,
-    "again": 75,
+    "again": 110,
     "again-expandable": 45,
     "evaluation": 40,
 }

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy import stats
 
 import search_spaces
 from search_spaces.resolve import resolve_decoder
@@ -38,8 +39,6 @@ from trainable.loop import train
 from trainable.trial import Trial
 
 SETTINGS = ("default", "parity")
-STUDENT = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""97.5 % quantiles by degrees of freedom."""
 
 
 def configs(seed: int, setting: str, args: argparse.Namespace) -> tuple[TrialConfig, TrialConfig]:
@@ -141,7 +140,8 @@ def compare(folder: Path, seeds: int) -> dict[str, Any]:
         differences = [p["difference"] for p in pairs if not math.isnan(p["difference"])]
         if len(differences) > 1:
             mean, n = statistics.fmean(differences), len(differences)
-            half = STUDENT.get(n - 1, 2.0) * statistics.stdev(differences) / math.sqrt(n)
+            quantile = float(stats.t.ppf(0.975, n - 1))
+            half = quantile * statistics.stdev(differences) / math.sqrt(n)
             one |= {"mean": mean, "low": mean - half, "high": mean + half}
             one["inside"] = one["low"] > -0.03 and one["high"] < 0.03
         found[name] = one
