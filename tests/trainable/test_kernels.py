@@ -89,6 +89,7 @@ SHAPES = [  # width, width of a head, lengths, buckets, threads
     (128, 64, [7, 300], 2, 1),
     (64, 64, [31, 96, 97], 1, 1),
     (320, 64, [40, 211], 1, 1),  # products in pieces
+    (512, 64, [70, 33], 1, 2),
 ]
 
 
