@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy import stats
+from scipy.stats import ttest_1samp
 
 import search_spaces
 from search_spaces.resolve import resolve_decoder
@@ -139,10 +139,8 @@ def compare(folder: Path, seeds: int) -> dict[str, Any]:
         one: dict[str, Any] = {"pairs": pairs, "n": len(pairs)}
         differences = [p["difference"] for p in pairs if not math.isnan(p["difference"])]
         if len(differences) > 1:
-            mean, n = statistics.fmean(differences), len(differences)
-            quantile = float(stats.t.ppf(0.975, n - 1))
-            half = quantile * statistics.stdev(differences) / math.sqrt(n)
-            one |= {"mean": mean, "low": mean - half, "high": mean + half}
+            low, high = ttest_1samp(differences, 0.0).confidence_interval(0.95)
+            one |= {"mean": statistics.fmean(differences), "low": float(low), "high": float(high)}
             one["inside"] = one["low"] > -0.03 and one["high"] < 0.03
         found[name] = one
     return found

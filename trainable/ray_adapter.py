@@ -10,7 +10,7 @@ The only file of this room that knows Ray. The trainer's shape, and what it avoi
 - ``cleanup`` asks the controller to abort and waits, which returns the workers' placement group at
   once. (Killing the controller leaves the group reserved, and the next trial waits for ever.)
 - Ray's checkpoints are not used: the loop's own are the only source of a resume.
-- As few of Ray's helper processes as it takes, and none that only waits asks: beside two
+- As few of Ray's helper processes as it takes, and what waits is woken, not asking: beside two
   trials on two cores Ray's processes took a quarter of both (`docs/log.md`, 2026-11-29).
 
 Needs ``ControllerCallback.after_controller_start`` and ``TrainController.abort``, which are

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,29 +9,15 @@ from typing import Any
 import pytest
 
 from tests.trainable.counting_loop import SETTINGS
-from tests.trainable.test_forked import wait_until_gone
-from trainable.attempts import begin_attempt
-from trainable.config import TrialConfig
+from tests.trainable.test_forked import spec, wait_until_gone
 from trainable.ray_adapter import ForkedTrial
-from trainable.worker import TrialSpec
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def params(tmp_path: Path) -> dict[str, Any]:
-    specs = {}
-    for name in ("a", "b"):
-        config = TrialConfig(name="overfit/E1a", batch_size_reason=json.dumps(SETTINGS))
-        begin_attempt(tmp_path / name, "me")
-        specs[name] = TrialSpec(
-            trial_id=name,
-            out_dir=str(tmp_path / name),
-            config=config.model_dump(mode="json"),
-            owner="me",
-            train="tests.trainable.counting_loop:train",
-        ).to_json()
-    return {"trial_id": "a", "specs": specs}
+    return {"trial_id": "a", "specs": {name: spec(tmp_path / name).to_json() for name in "ab"}}
 
 
 @pytest.fixture

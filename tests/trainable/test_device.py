@@ -227,8 +227,8 @@ def test_bfloat16_on_cuda_is_float32_with_less_precision(
 ) -> None:
     """The loss of every seed; of gradients the middle one of three.
 
-    Some initial weights amplify: float32 with weights moved by 0.1 % has a gradient half as long
-    again there.
+    Some initial weights amplify: parity in float32, seed 0, with weights moved by 0.1 %, has a
+    gradient of 24 to 40 where it has 30.
     """
     apart = []
     for seed in range(3):

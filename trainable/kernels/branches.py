@@ -29,7 +29,7 @@ _NORMS: dict[Norm, int] = {"none": 0, "pre": 1, "post": 2, "alone": 3}
 LANES = 16
 """Widths and head widths must be multiples of this."""
 WIDEST = {0: 512, 1: 1024, 2: 512}
-"""By `rounding`. Float32: at 1024 a BLAS library is 4 % faster. Others: not tried beyond."""
+"""By `rounding`. Float32: at 1024 a BLAS library was 4 % faster (AMD). Others: not tried beyond."""
 
 Rope = tuple[Tensor, Tensor]
 
