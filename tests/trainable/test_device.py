@@ -1,15 +1,16 @@
 """Steps on CUDA: no synchronising call, one attention kernel, bfloat16 against float32.
 
 What can be shown without a GPU is shown on the CPU: that batches whose shapes the host knows give
-the same steps, and that attention by runs is attention by buckets.
+the same steps, that attention by runs is attention by buckets, and, on a pretended device, that a
+step waits for nothing and that all of a trial keeps its tensors in one place.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from tests.trainable import test_precision
+from tests.trainable.pretended_cuda import PretendedCuda, pretended_cuda, waiting_is_an_error
 from tests.trainable.small_trials import puzzle_folder, tiny
+from trainable import trial_state
+from trainable.loop import train
 from trainable.models import varlen
 from trainable.models.compiled import compile_
 from trainable.models.layout import TokenLayout, canvas_layout, ragged_layout
 from trainable.models.transfer import hosted
 from trainable.optim import _sign_sgd_without_waiting_, sign_sgd_
+from trainable.predictions import write_predictions
 from trainable.trial import Trial
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -80,22 +85,6 @@ def test_shapes_known_to_the_host_change_nothing(
             assert torch.equal(value, carry.current_data[name]), name
 
 
-class NoNumberIsAssigned(TorchFunctionMode):
-    """Raises where an entry of a tensor is set to a number: CUDA waits there for all before it."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func is not Tensor.__setitem__ or isinstance(args[2], Tensor), "assigned a number"
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_a_step_assigns_no_number_to_an_entry(folder: Path, tmp_path: Path, model: str) -> None:
-    trial = Trial(tiny(folder, **(SMALL | MODELS[model])), tmp_path)
-    with NoNumberIsAssigned():
-        for _ in range(3):
-            trial.train_step()
-
-
 def by_runs(qkv: Tensor, layout: TokenLayout) -> Tensor:
     """What the CUDA kernels compute, one run after another."""
     starts = layout.runs.tolist()
@@ -106,6 +95,91 @@ def by_runs(qkv: Tensor, layout: TokenLayout) -> Tensor:
         q, k, v = qkv[at:end].permute(1, 2, 0, 3)[:, None]
         parts.append(F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).flatten(1))
     return torch.cat(parts)
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedCuda]:
+    """A pretended CUDA device; its attention kernel is `by_runs`."""
+    with pretended_cuda() as cuda:
+        monkeypatch.setattr(varlen, "attention", cuda.kernel(by_runs))
+        yield cuda
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_step_waits_for_nothing_on_a_pretended_device(
+    folder: Path, tmp_path: Path, request: pytest.FixtureRequest, model: str
+) -> None:
+    config = tiny(folder, **(SMALL | MODELS[model]))
+    expected = losses(Trial(config, tmp_path), 2)
+    pretended = request.getfixturevalue("pretended")
+    trial = Trial(config, tmp_path)
+    assert trial.device.type == "cuda"
+    found = []
+    for _ in range(2):
+        with pretended.step():
+            trial.train_step()
+        row = trial.measure()
+        found += [row["train/loss"], row["grad/total_norm"]]
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert all(p.grad is None or p.grad.is_cuda for p in trial.model.parameters())
+    assert (trial.carries[0].host is not None) and trial.carries[0].halted.is_cuda
+
+
+@pytest.mark.parametrize("model", ["trm", "etrm", "variational", "recurrent"])
+def test_a_trial_on_a_pretended_device(
+    folder: Path, tmp_path: Path, pretended: PretendedCuda, model: str
+) -> None:
+    """Evaluated, with controls, saved and resumed: no tensor of the host meets the device's."""
+    config = tiny(folder, steps=4, **(SMALL | MODELS[model]))
+    trial = Trial(config, tmp_path)
+    losses(trial, 2)
+    assert trial.is_finite() and trial.evaluate() and trial.compare() == {}
+    assert bool(trial.controls()) == (trial.model.encoder is not None)
+    trial_state.save(trial)
+    expected = losses(trial, 2)
+    again = Trial(config, tmp_path)
+    assert trial_state.resume(again, "auto") == 2
+    assert losses(again, 2) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_decoder_and_its_embeddings_on_a_pretended_device(
+    folder: Path, tmp_path: Path, pretended: PretendedCuda
+) -> None:
+    """A TRM trained there is the frozen decoder of an ETRM, whose puzzles are then answered."""
+    few: dict[str, Any] = {"steps": 2, "max_eval_groups": 0} | SMALL
+    trm = train(tiny(folder, kind="trm", **few), out_dir=tmp_path / "trm", progress=False)
+    assert trm.final_checkpoint is not None
+    decoder = {
+        "pretrained_decoder": True,
+        "decoder": str(tmp_path / "trm" / trm.final_checkpoint),
+        "decoder_puzzles": "same",
+        "freeze_decoder_steps": 9,
+        "identity_weight": 1.0,
+    }
+    config = tiny(folder, **(few | decoder))
+    trial = Trial(config, tmp_path)
+    with pretended.step():
+        trial.train_step()
+        trial.train_step()
+    assert trial.measure()["train/identity_loss"] > 0
+    assert trial.compare()["decoder/max_difference"] == 0
+    etrm = train(config, out_dir=tmp_path / "etrm", progress=False)
+    assert etrm.final_checkpoint is not None
+    told = write_predictions(tmp_path / "etrm" / etrm.final_checkpoint, tmp_path)
+    assert json.loads(told.read_text())["complete"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", test_precision.MODELS)
+def test_every_model_waits_for_nothing_on_a_pretended_device(
+    folder: Path, tmp_path: Path, pretended: PretendedCuda, model: str
+) -> None:
+    trial = Trial(tiny(folder, **(SMALL | test_precision.MODELS[model])), tmp_path)
+    with pretended.step():
+        for _ in range(4):
+            trial.train_step()
+    assert trial.measure()["train/loss"] > 0
+    assert trial.evaluate()
 
 
 @pytest.fixture
@@ -179,16 +253,6 @@ def test_sign_sgd_without_waiting_is_sign_sgd() -> None:
 # --- CUDA ----------------------------------------------------------------------------------------
 
 
-@contextmanager
-def synchronising_calls_raise() -> Iterator[None]:
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 @pytest.mark.gpu
 @on_cuda
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -199,7 +263,7 @@ def test_a_step_makes_no_synchronising_call(
     """Between two rows of the log nothing waits for the device but for the halting flags."""
     trial = Trial(tiny(folder, forward_dtype=dtype, **(SMALL | MODELS[model])), tmp_path)
     trial.train_step()
-    with synchronising_calls_raise():
+    with waiting_is_an_error():
         for _ in range(5):
             trial.train_step()
     assert trial.measure()["train/loss"] > 0
@@ -258,8 +322,6 @@ def test_compiled_halves_on_cuda(folder: Path, tmp_path: Path) -> None:
 @on_cuda
 def test_a_trial_resumes_on_cuda(folder: Path, tmp_path: Path) -> None:
     """The host's copy of what decides shapes comes back with the carry."""
-    from trainable import trial_state
-
     config = tiny(folder, steps=6, **SMALL)
     trial = Trial(config, tmp_path)
     losses(trial, 3)
