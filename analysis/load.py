@@ -75,10 +75,18 @@ class Run:
             found.setdefault(key, []).append(slice(start, end))
         return found
 
-    @property
+    @functools.cached_property
     def arms(self) -> pd.DataFrame:
         """The trials that are experiments, without the decoders trained for them."""
         return self.trials[self.trials["role"] != "decoder"]
+
+    def arm(self, experiment: str) -> pd.DataFrame:
+        """The rows of `arms` of one experiment, its seeds; none where it is not part of the run."""
+        return self._arms.get(experiment, self.arms.head(0))
+
+    @functools.cached_property
+    def _arms(self) -> dict[str, pd.DataFrame]:
+        return {str(name): arm for name, arm in self.arms.groupby("experiment", sort=False)}
 
 
 def load(path: PathLike | Iterable[PathLike]) -> Run:

@@ -70,16 +70,13 @@ class Observation:
 
 def problem_of(run: Run, experiment: str) -> str | None:
     """Why nothing can be decided about an experiment; None when it can."""
-    name, arms = experiment.partition("/")[2], run.arms
-    trials = arms[arms["experiment"] == experiment]
+    name, trials = experiment.partition("/")[2], run.arm(experiment)
     return f"{name} is not part of this run" if trials.empty else _problem(name, trials)
 
 
 def observe(run: Run, experiment: str) -> Observation:
     """Read one experiment off a run; a missing one is an `Observation` with a `problem`."""
-    name = experiment.partition("/")[2]
-    arms = run.arms
-    trials = arms[arms["experiment"] == experiment]
+    name, trials = experiment.partition("/")[2], run.arm(experiment)
     if trials.empty:
         return Observation(experiment, problem=f"{name} is not part of this run")
     problem = _problem(name, trials)

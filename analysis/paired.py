@@ -143,19 +143,15 @@ def paired(run: Run, left: str, right: str, how: Measure, *, comparisons: int = 
     problems = problems or mixed(trials)
     if problems:
         return replace(made, problem="; ".join(problems))
-    by_seed = {
-        name: trials[trials["experiment"] == name].set_index("seed") for name in (left, right)
-    }
+    by_seed = {name: run.arm(name).set_index("seed") for name in (left, right)}
     common = sorted(set(by_seed[left].index) & set(by_seed[right].index))
     ids = [left.partition("/")[2], right.partition("/")[2]]
     if not common:
         return replace(made, problem=f"{ids[0]} and {ids[1]} have no seed in common")
     values, samples = [], []
-    rows = run.curves[run.curves["experiment"].isin((left, right))]
-    needed = ["run", "trial_id", "step", "samples", how.metric]
-    rows = rows[[name for name in needed if name in rows]]
+    keys = {name: arm[["run", "trial_id"]] for name, arm in by_seed.items()}
     for seed in common:
-        curves = [_curve(rows, by_seed[name].loc[seed]) for name in (left, right)]
+        curves = [_curve(run, keys[name].loc[seed], how) for name in (left, right)]
         at = min(float(curve["samples"].max()) if len(curve) else math.nan for curve in curves)
         pair = [measure(curve[curve["samples"] <= at], how) for curve in curves]
         if any(math.isnan(value) for value in pair):
@@ -209,11 +205,9 @@ def _numbers(
     )
 
 
-def _curve(rows: pd.DataFrame, trial: pd.Series[Any]) -> pd.DataFrame:
-    mine: pd.DataFrame = rows[
-        (rows["run"] == trial["run"]) & (rows["trial_id"] == trial["trial_id"])
-    ]
-    return mine
+def _curve(run: Run, trial: pd.Series[Any], how: Measure) -> pd.DataFrame:
+    curve = run.curve(str(trial["run"]), str(trial["trial_id"]))
+    return curve[[name for name in ("step", "samples", how.metric) if name in curve]]
 
 
 def mixed(trials: pd.DataFrame) -> list[str]:

@@ -57,8 +57,7 @@ class View:
 
     def trials(self, experiment: str) -> pd.DataFrame:
         """The experiment's rows of the trials table."""
-        arms = self.run.arms
-        return arms[arms["experiment"] == experiment]
+        return self.run.arm(experiment)
 
     def curves(self, experiment: str) -> list[pd.DataFrame]:
         """The curve of every seed, sorted by step."""

@@ -22,12 +22,17 @@ from analysis.rows import merge, read_attempts
 TABLES = ("trials", "curves", "tasks", "rungs")
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A finished phase 1 whose tables were derived."""
-    path = phase1(tmp_path / "run", 0.93, 0.85, 0.7, 0.95).path
+@pytest.fixture(scope="module")
+def derived(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = phase1(tmp_path_factory.mktemp("runs") / "run", 0.93, 0.85, 0.7, 0.95).path
     analysis.write_derived(path)
     return path
+
+
+@pytest.fixture
+def folder(derived: Path, tmp_path: Path) -> Path:
+    """A finished phase 1 whose tables were derived."""
+    return Path(shutil.copytree(derived, tmp_path / "run"))
 
 
 def same(left: analysis.Run, right: analysis.Run) -> None:

@@ -69,8 +69,14 @@ def go(
     return tried
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("over", [*SPACES, JOINED])
+@pytest.mark.parametrize(
+    ("name", "over"),
+    [
+        pytest.param(name, over, marks=pytest.mark.slow if name == "gp" and over != JOINED else ())
+        for name in NAMES
+        for over in [*SPACES, JOINED]
+    ],
+)
 def test_every_searcher_over_every_space(name: str, over: str) -> None:
     where = space(over)
     if name == "grid" and continuous(where):

@@ -125,7 +125,14 @@ def test_a_step_waits_for_nothing_on_a_pretended_device(
     assert (trial.carries[0].host is not None) and trial.carries[0].halted.is_cuda
 
 
-@pytest.mark.parametrize("model", ["trm", "etrm", "variational", "recurrent"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "trm",
+        "etrm",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("variational", "recurrent")),
+    ],
+)
 def test_a_trial_on_a_pretended_device(
     folder: Path, tmp_path: Path, pretended: PretendedCuda, model: str
 ) -> None:

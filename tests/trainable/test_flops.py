@@ -69,10 +69,10 @@ def counted(what: Any) -> int:
     return counter.get_total_flops()
 
 
-VARIANTS: list[dict[str, Any]] = [
+VARIANTS: list[Any] = [
     {"kind": "trm"},
     {"kind": "trm", "canvas": "full"},
-    {"kind": "trm", "canvas": "full", "mlp_t": True},
+    pytest.param({"kind": "trm", "canvas": "full", "mlp_t": True}, marks=pytest.mark.slow),
     {"encoder_pooling_method": "attention"},
     {"encoder_pooling_method": "weighted", "freeze_encoder": True},
     {"freeze_decoder_steps": 10},
@@ -123,7 +123,10 @@ def check_step(folder: Path, options: dict[str, Any]) -> None:
     assert found.encoder == encoder
 
 
-@pytest.mark.parametrize(("kind", "parity"), [("trm", False), ("etrm", False), ("etrm", True)])
+@pytest.mark.parametrize(
+    ("kind", "parity"),
+    [("trm", False), ("etrm", False), pytest.param("etrm", True, marks=pytest.mark.slow)],
+)
 def test_evaluation(folder: Path, kind: str, parity: bool) -> None:
     config = tiny(folder, kind=kind, parity=parity, **SIZES)
     data = ArcData.from_config(config)

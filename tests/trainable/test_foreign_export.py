@@ -69,7 +69,7 @@ def test_a_trm_of_ours_to_the_official_format_and_back(tmp_path: Path, name: str
     assert torch.equal(logits(loaded.model), logits(averaged))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_encoder_to_the_references_format_and_back(
     tmp_path: Path, name: str, dtype: str

@@ -34,7 +34,10 @@ def outside(expected: Curve, found: Curve) -> dict[str, float]:
     return {n: d for n, d in difference(expected, found).items() if d > TOLERANCE[n]}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.slow if c.endswith("/parity") else ()) for c in CASES],
+)
 def test_curve(folder: Path, case: str) -> None:
     expected, found = stored()["curves"][case], curve(case, folder)
     changed = outside(expected, found)

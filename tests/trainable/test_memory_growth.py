@@ -44,7 +44,7 @@ def in_use() -> int:
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
-@pytest.mark.parametrize("precision", ["highest", "medium"])
+@pytest.mark.parametrize("precision", ["highest", pytest.param("medium", marks=pytest.mark.slow)])
 def test_a_step_leaves_nothing_behind(tmp_path: Path, precision: str) -> None:
     config = tiny(
         puzzle_folder(tmp_path / "puzzles", training=24, evaluation=2),

@@ -125,7 +125,7 @@ def assert_evaluation_is_finite(trial: Trial) -> None:
 
 
 @every_model
-@every_dtype
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("cpu")
 def test_every_model_and_mode_learns(folder: Path, tmp_path: Path, model: str, dtype: str) -> None:
     trial = Trial(tiny(folder, **(TINIER | MODELS[model] | {"forward_dtype": dtype})), tmp_path)

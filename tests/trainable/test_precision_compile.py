@@ -59,7 +59,7 @@ def compare(eager: Trial, compiled: Trial, *, steps: int, tolerance: float) -> N
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", [pytest.param("eager", marks=pytest.mark.slow), "aot_eager"])
 def test_compiled_steps_are_those_of_eager_code(
     folder: Path, tmp_path: Path, case: str, backend: str
 ) -> None:
@@ -128,7 +128,7 @@ def test_unset_it_is_on_where_it_was_measured_to_pay(
     assert not pays(tiny(folder, **wide).model, cuda), "nothing to compile with"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_compiled_halves_are_compared_with_eager_code_first(
     folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
