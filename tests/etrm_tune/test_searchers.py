@@ -114,7 +114,10 @@ def test_a_finite_space_ends() -> None:
         assert sorted(one.values["halt_max_steps"] for one in found) == [4, 8, 16, 32]
 
 
-@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "gp" else ()) for name in LEARNING],
+)
 def test_learning_searchers_beat_chance(name: str) -> None:
     """On a smooth objective of one option most of the later points lie near its best."""
     where = Space("one", "Where?", (Parameter("lr", Float(1e-5, 1e-3, log=True), ""),

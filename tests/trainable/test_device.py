@@ -105,7 +105,10 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedCuda]:
         yield cuda
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(m, marks=pytest.mark.slow if m == "etrm-parity" else ()) for m in MODELS],
+)
 def test_a_step_waits_for_nothing_on_a_pretended_device(
     folder: Path, tmp_path: Path, request: pytest.FixtureRequest, model: str
 ) -> None:
@@ -205,6 +208,7 @@ def test_attention_by_runs_is_attention_by_buckets(
     assert losses(Trial(config, tmp_path), 2) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("runs")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compiled_halves_of_blocks_are_the_eager_ones(folder: Path, tmp_path: Path) -> None:
