@@ -2,7 +2,7 @@
 factors in them (`float32_matmul_precision="medium"`): the same trial steps by all in turn, so that
 a noisy machine slows all.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.kernels [overfit/E1a decoder/trm ...] [--repeats 4]
+    OMP_NUM_THREADS=1 python -m benchmarks.kernels [overfit/E1a ...] [--hidden 512] [--repeats 4]
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -23,10 +24,13 @@ from trainable.trial import Trial
 DEFAULT = ("overfit/E1a", "overfit/E2a", "overfit/E2b", "decoder/trm")
 
 
-def trial(name: str, folder: Path) -> Trial:
-    """A trial of the laptop profile, from scratch, ready to step."""
-    arm = not name.startswith("decoder/")
-    options = {"pretrained_decoder": False} if arm else {}
+def trial(name: str, folder: Path, hidden: int | None) -> Trial:
+    """A trial of the laptop profile, from scratch, ready to step; `hidden` wide, if given."""
+    options: dict[str, Any] = {}
+    if not name.startswith("decoder/"):
+        options["pretrained_decoder"] = False
+    if hidden is not None:
+        options |= {"hidden_size": hidden, "puzzle_emb_ndim": hidden}
     return Trial(search_spaces.resolve(name, profile="laptop", overrides=options).config, folder)
 
 
@@ -47,6 +51,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("experiments", nargs="*", default=DEFAULT)
+    parser.add_argument("--hidden", type=int, help="width (default: the profile's)")
     parser.add_argument("--repeats", type=int, default=4)
     args = parser.parse_args()
     torch.set_float32_matmul_precision("medium")
@@ -54,7 +59,7 @@ def main() -> None:
     print(f"{'':16}" + "".join(f"{f'{how} s':>12}" for how in HOW) + "   ratios")
     for name in args.experiments:
         with tempfile.TemporaryDirectory() as folder:
-            one = trial(name, Path(folder))
+            one = trial(name, Path(folder), args.hidden)
             torch.set_num_threads(1)
             steps = []
             for repeat in range(args.repeats + 1):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -293,6 +294,21 @@ def run(code: str, **environment: str) -> str:
         check=True,
     )
     return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("lanes", "how", "widest"),
+    [(16, 0, 512), (8, 0, 256), (4, 0, 256), (16, 1, 1024), (16, 2, 512)],
+)
+def test_wide_models_are_left_to_pytorch(
+    monkeypatch: pytest.MonkeyPatch, lanes: int, how: int, widest: int
+) -> None:
+    """Where its library is as quick: sooner with short vectors, later with bfloat16 factors."""
+    found = SimpleNamespace(etrm_lanes=lambda: lanes)
+    monkeypatch.setattr(branches, "library", lambda: found)
+    monkeypatch.setattr(branches, "rounding", lambda: how)
+    assert branches.usable(torch.zeros(2, widest))
+    assert not branches.usable(torch.zeros(2, widest + 16))
 
 
 SAY = "from trainable import kernels; print(kernels.description())"

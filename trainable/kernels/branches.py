@@ -28,8 +28,10 @@ _NORMS: dict[Norm, int] = {"none": 0, "pre": 1, "post": 2, "alone": 3}
 
 LANES = 16
 """Widths and head widths must be multiples of this."""
-WIDEST = {0: 512, 1: 1024, 2: 512}
-"""By `rounding`. Float32: at 1024 a BLAS library was 4 % faster (AMD). Others: not tried beyond."""
+WIDEST = {1: 1024, 2: 512}
+"""By `rounding`; not tried beyond."""
+WIDEST_FLOAT32 = {16: 512, 8: 256, 4: 256}
+"""By lanes of a vector. Beyond, a BLAS library is as quick or quicker (measured with 16 and 8)."""
 
 Rope = tuple[Tensor, Tensor]
 
@@ -44,8 +46,8 @@ def usable(x: Tensor, *, heads: int = 1) -> bool:
         and width % heads == 0
         and (width // heads) % LANES == 0
         and not torch.compiler.is_compiling()
-        and library() is not None
-        and width <= WIDEST[rounding()]
+        and (found := library()) is not None
+        and width <= (WIDEST.get(rounding()) or WIDEST_FLOAT32[found.etrm_lanes()])
     )
 
 
