@@ -201,8 +201,8 @@ def _h4(trial: Trial) -> tuple[Verdict, list[str]]:
 
 def _against_trm(trial: Trial) -> tuple[bool | None, str]:
     """Train accuracy against debug/E0v2 of the same seed at equal samples."""
-    arms = trial.run.arms
-    same = (arms["experiment"] == debug.E0) & (arms["seed"] == trial.summary["seed"])
+    arms = trial.run.arm(debug.E0)
+    same = arms["seed"] == trial.summary["seed"]
     if not same.any():
         return None, "no TRM baseline (debug/E0v2) of this seed in the run"
     baseline = arms[same].iloc[0]

@@ -160,7 +160,7 @@ def paired(run: Run, left: str, right: str, how: Measure, *, comparisons: int = 
             )
         values.append((pair[0], pair[1]))
         samples.append(at)
-    return _numbers(made, common, values, samples, _notes(trials, by_seed, common, ids))
+    return _numbers(made, common, values, samples, _notes(by_seed, common, ids))
 
 
 def compare(run: Run, family: Sequence[ComparisonRule]) -> dict[str, Paired]:
@@ -237,7 +237,6 @@ def _plain(value: object) -> str:
 
 
 def _notes(
-    trials: pd.DataFrame,
     by_seed: dict[str, pd.DataFrame],
     common: Sequence[int],
     ids: Sequence[str],

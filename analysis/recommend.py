@@ -130,7 +130,7 @@ def _still_open(decisions: Sequence[Decision]) -> str:
 
 def _open_control(run: Run, reason: str) -> tuple[str, list[NextStep]]:
     """What to do while E1a has no answer."""
-    trials = run.arms[run.arms["experiment"] == rules.E1A]
+    trials = run.arm(rules.E1A)
     status = set(trials["status"])
     target = str(run.plan.get("target"))
     if trials.empty:
