@@ -38,7 +38,8 @@ test: lint types
 	$(BIN)/python -m pytest -m "not slow" -q -n auto --dist worksteal
 
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m slow -q
+	$(BIN)/python -m pytest -m "slow and not ray" -q -n auto --dist worksteal --durations=10
+	$(BIN)/python -m pytest -m "slow and ray" -q --durations=20
 
 docs: $(VENV)/installed
 	@$(BIN)/python docs/build.py build/docs

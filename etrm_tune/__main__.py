@@ -1,5 +1,5 @@
 """``python -m etrm_tune`` is ``etrm-tune``."""
 
-from etrm_tune.cli import main
+from etrm_tune.cli import console
 
-raise SystemExit(main())
+console()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import search_spaces
 from etrm_tune.commands import modules as command_modules
+from etrm_tune.leaving import ended_by
 from search_spaces.profiles import PROFILES
 from search_spaces.reference import DEFAULT_REVISION, REVISIONS
 from trainable.errors import ConfigError, UserError, nearest
@@ -272,6 +273,11 @@ def main(words: Sequence[str] | None = None) -> int:
         words = words[1:]
     again = words if words[:1] and words[0] in FOLLOWING else words[1:]
     return guarded(build_parser(), words, again=again)
+
+
+def console() -> NoReturn:
+    """The command ``etrm-tune``."""
+    ended_by(main)
 
 
 def guarded(parser: Parser, words: Sequence[str], *, again: Sequence[str]) -> int:

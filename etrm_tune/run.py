@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from etrm_tune import cli
 from etrm_tune.cli import Parser, add_run_options, guarded
+from etrm_tune.leaving import ended_by
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -20,4 +21,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    ended_by(main)
