@@ -90,6 +90,7 @@ SHAPES = [  # width, width of a head, lengths, buckets, threads
     (128, 64, [7, 300], 2, 1),
     (64, 64, [31, 96, 97], 1, 1),
     (320, 64, [40, 211], 1, 1),  # products in pieces
+    (256, 64, [200, 150, 90, 33], 2, 1),  # sums of many tokens at once
     (512, 64, [70, 33], 1, 2),
     (1024, 128, [9, 20], 1, 1),
 ]

@@ -64,10 +64,57 @@ void multiply(long M, long N, long K, const float *A, long lda, const float *B, 
     product(1, M, N, K, A, lda, B, panel, kb, C, ldc, add);
 }
 
+#define CHUNK 384   /* rows of Aᵀ that are copied together: a multiple of MR */
+#define COLUMNS 512 /* of B, likewise: a multiple of NR */
+#define APART 512   /* floats from row to row of A from which on its columns are copied */
+#define AGAIN 256   /* columns of B from which on they are read often enough to be */
+
+/* Columns of A as panels of MR. */
+INLINE void pack_columns(long M, long K, const float *A, long step, float *P) {
+  for (long m = 0; m < M; m += MR)
+    for (long k = 0; k < K; k++, P += MR)
+      if (M - m >= MR)
+        memcpy(P, A + k * step + m, MR * sizeof(float));
+      else
+        memcpy(P, A + k * step + m, (size_t)(M - m) * sizeof(float));
+}
+
+/* C (+)= Aᵀ B where rows of A lie far apart: a tile that reads them in place touches a page per row
+   and uses a part of each cache line, so A and B are copied in pieces, A's to L2. */
+static void product_of_copies(long M, long N, long K, const float *A, long step, const float *B,
+                              long panel, long kb, float *C, long ldc, int add) {
+  static _Thread_local float left[CHUNK * INNER] __attribute__((aligned(64)));
+  static _Thread_local float right[INNER * COLUMNS] __attribute__((aligned(64)));
+  for (long k = 0; k < K; k += INNER) {
+    const long inner = least(INNER, K - k);
+    for (long first = 0; first < N; first += COLUMNS) {
+      const long columns = least(COLUMNS, N - first);
+      for (long n = 0; n < columns; n += NR)
+        pack(inner, least(NR, columns - n), B + (first + n) / NR * panel + k * kb, kb, right + n * inner);
+      for (long from = 0; from < M; from += CHUNK) {
+        const long rows = least(CHUNK, M - from);
+        pack_columns(rows, inner, A + k * step + from, step, left);
+        for (long n = 0; n < columns; n += NR)
+          for (long m = 0; m < rows; m += MR) {
+            const long some = least(MR, rows - m);
+            const float *a = left + m * inner, *b = right + n * inner;
+            float *c = C + (from + m) * ldc + first + n;
+            if (columns - n >= NR)
+              tile_of(some, 2, 0, inner, a, MR, b, NR, c, ldc, add || k);
+            else
+              tile_of(some, 1, 0, inner, a, MR, b, NR, c, ldc, add || k);
+          }
+      }
+    }
+  }
+}
+
 void multiply_transposed(long M, long N, long K, const float *A, long lda, const float *B,
                          long panel, long kb, float *C, long ldc, int add) {
   if (rounded)
     product_rounded(rounded, 0, M, N, K, A, lda, B, panel, kb, C, ldc, add);
+  else if (lda >= APART && N >= AGAIN)
+    product_of_copies(M, N, K, A, lda, B, panel, kb, C, ldc, add);
   else
     product(0, M, N, K, A, lda, B, panel, kb, C, ldc, add);
 }

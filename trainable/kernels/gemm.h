@@ -50,6 +50,10 @@ void pack_rounded(long K, long N, const float *W, long ldw, uint32_t *P);
 void pack_transposed(long N, long K, const float *W, long ldw, float *P);
 void pack_transposed_rounded(long N, long K, const float *W, long ldw, uint32_t *P);
 
+/* Tokens whose part of `weights` sums is added at once, a multiple of `tile`: sums that do not stay in
+   L2 pass through memory less often. */
+INLINE long spanned(long weights, long tile) { return weights > (1 << 18) ? 4 * tile : tile; }
+
 /* Floats of such panels. */
 INLINE long packed(long N, long K) { return round_up(N, NR) * (K < LANES ? LANES : K); }
 

@@ -53,51 +53,55 @@ EXPORT void etrm_mlp_backward(long N, long D, long I, int norm, int bfloat16, co
                        const float *grad, float *dx, float *d_gate_up, float *d_down) {
   use_bfloat16(bfloat16);
   const long wide = 2 * I + LANES, own = I + LANES; /* rows must not share sets of the cache */
+  const long span = spanned(3 * I * D, TOKENS);
   float *p_down = scratch((size_t)(packed(I, D) + packed(D, 2 * I) + packed(2 * I, D) +
-                                   TOKENS * (3 * D + I + own + wide + 2 * I)));
+                                   TOKENS * (D + 3 * I) + span * (2 * D + own + wide)));
   float *p_gate_up = p_down + packed(I, D), *p_up = p_gate_up + packed(D, 2 * I);
-  float *normed = p_up + packed(2 * I, D);
-  float *ds = normed + TOKENS * D, *d_normed = ds + TOKENS * D, *d_act = d_normed + TOKENS * D;
-  float *act = d_act + TOKENS * I, *d_joint = act + TOKENS * own, *again = d_joint + TOKENS * wide;
+  float *d_normed = p_up + packed(2 * I, D), *d_act = d_normed + TOKENS * D;
+  float *again = d_act + TOKENS * I, *normed = again + TOKENS * 2 * I, *ds = normed + span * D;
+  float *act = ds + span * D, *d_joint = act + span * own;
   pack(D, I, down, I, p_down);
   if (!joint) pack_transposed(2 * I, D, gate_up, D, p_up);
   if (dx) pack(2 * I, D, gate_up, D, p_gate_up);
-  for (long at = 0; at < N; at += TOKENS) {
-    const long T = least(TOKENS, N - at);
-    const float *in = x + at * D, *d = grad + at * D;
-    if (norm == PRE) {
-      rms_again(T, D, in, scale + at, normed);
-      in = normed;
-    } else if (norm == POST) {
-      rms_backward(T, D, d, y + at * D, scale + at, NULL, ds);
-      d = ds;
-    }
-    const float *both = joint ? joint + at * 2 * I : again;
-    if (!joint) multiply_packed(T, 2 * I, D, in, D, p_up, again, 2 * I, 0);
-    multiply_packed(T, I, D, d, D, p_down, d_act, I, 0);
-    for (long t = 0; t < T; t++) {
-      const float *gate = both + t * 2 * I, *up = gate + I, *da = d_act + t * I;
-      float *to = act + t * own, *d_gate = d_joint + t * wide, *d_up = d_gate + I;
-      for (long i = 0; i < I; i += VW) {
-        const vec g = load(gate + i), u = load(up + i), d = load(da + i);
-        const vec sigmoid = sigmoid_of(g), silu = g * sigmoid;
-        store(to + i, silu * u);
-        store(d_up + i, d * silu);
-        store(d_gate + i, d * u * sigmoid * (1.0f + g - silu));
+  for (long from = 0; from < N; from += span) {
+    const long S = least(span, N - from);
+    const float *all_in = norm == PRE ? normed : x + from * D;
+    const float *all_d = norm == POST ? ds : grad + from * D;
+    for (long in_span = 0; in_span < S; in_span += TOKENS) {
+      const long at = from + in_span, T = least(TOKENS, S - in_span);
+      const float *in = all_in + in_span * D, *d = all_d + in_span * D;
+      if (norm == PRE)
+        rms_again(T, D, x + at * D, scale + at, normed + in_span * D);
+      else if (norm == POST)
+        rms_backward(T, D, grad + at * D, y + at * D, scale + at, NULL, ds + in_span * D);
+      const float *both = joint ? joint + at * 2 * I : again;
+      if (!joint) multiply_packed(T, 2 * I, D, in, D, p_up, again, 2 * I, 0);
+      multiply_packed(T, I, D, d, D, p_down, d_act, I, 0);
+      float *own_act = act + in_span * own, *own_joint = d_joint + in_span * wide;
+      for (long t = 0; t < T; t++) {
+        const float *gate = both + t * 2 * I, *up = gate + I, *da = d_act + t * I;
+        float *to = own_act + t * own, *d_gate = own_joint + t * wide, *d_up = d_gate + I;
+        for (long i = 0; i < I; i += VW) {
+          const vec g = load(gate + i), u = load(up + i), d = load(da + i);
+          const vec sigmoid = sigmoid_of(g), silu = g * sigmoid;
+          store(to + i, silu * u);
+          store(d_up + i, d * silu);
+          store(d_gate + i, d * u * sigmoid * (1.0f + g - silu));
+        }
+      }
+      if (!dx) continue;
+      float *to = dx + at * D;
+      if (norm == NONE || norm == POST) {
+        memcpy(to, d, (size_t)(T * D) * sizeof(float));
+        multiply_packed(T, D, 2 * I, own_joint, wide, p_gate_up, to, D, 1);
+      } else if (norm == ALONE) {
+        multiply_packed(T, D, 2 * I, own_joint, wide, p_gate_up, to, D, 0);
+      } else {
+        multiply_packed(T, D, 2 * I, own_joint, wide, p_gate_up, d_normed, D, 0);
+        rms_backward(T, D, d_normed, in, scale + at, grad + at * D, to);
       }
     }
-    if (d_down) multiply_transposed(D, I, T, d, D, act, NR, own, d_down, I, 1);
-    if (d_gate_up) multiply_transposed(2 * I, D, T, d_joint, wide, in, NR, D, d_gate_up, D, 1);
-    if (!dx) continue;
-    float *to = dx + at * D;
-    if (norm == NONE || norm == POST) {
-      memcpy(to, d, (size_t)(T * D) * sizeof(float));
-      multiply_packed(T, D, 2 * I, d_joint, wide, p_gate_up, to, D, 1);
-    } else if (norm == ALONE) {
-      multiply_packed(T, D, 2 * I, d_joint, wide, p_gate_up, to, D, 0);
-    } else {
-      multiply_packed(T, D, 2 * I, d_joint, wide, p_gate_up, d_normed, D, 0);
-      rms_backward(T, D, d_normed, normed, scale + at, grad + at * D, to);
-    }
+    if (d_down) multiply_transposed(D, I, S, all_d, D, act, NR, own, d_down, I, 1);
+    if (d_gate_up) multiply_transposed(2 * I, D, S, d_joint, wide, all_in, NR, D, d_gate_up, D, 1);
   }
 }

@@ -12,7 +12,8 @@
 
 #define CHUNK 192               /* rows of A that are rounded together: a multiple of MR, of 32 */
 #define COLUMNS 512             /* of B, likewise: a multiple of NR */
-#define PAIRS (INNER / 2)       /* of a piece */
+#define PIECE 384               /* longest sum of a piece */
+#define PAIRS (PIECE / 2)
 #define BY_ROWS (PAIRS + LANES) /* pairs of a row; rows must not share sets of the cache */
 
 /* Two vectors as pairs of bfloat16, (a, b) for each element. */
@@ -241,8 +242,8 @@ void product_rounded(int how, int by_rows, long M, long N, long K, const float *
   const long ra = turned ? 1 : BY_ROWS, ka = turned ? CHUNK : 1, height = tiled ? 32 : MR;
   const long words = packed ? round_up(K, 32) / 2 * NR : PAIRS * NR;
   if (tiled) begin_tiles();
-  for (long k = 0; k < K; k += INNER) {
-    const long inner = least(INNER, K - k);
+  for (long k = 0; k < K; k += PIECE) {
+    const long inner = least(PIECE, K - k);
     const long pairs = tiled ? round_up(inner, 32) / 2 : (inner + 1) / 2;
     for (long first = 0, columns; first < N; first += columns) {
       columns = packed ? N : least(COLUMNS, N - first);
