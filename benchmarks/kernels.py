@@ -1,6 +1,6 @@
 """CPU seconds per training step without the C kernels, with them, and with products of bfloat16
-factors in them (`float32_matmul_precision="medium"`): the same trial steps by all in turn, so that
-a noisy machine slows all.
+factors in them (`float32_matmul_precision="medium"`): a trial each, of one seed, so that all train
+on the same rows; they step in turn, so that a noisy machine slows all.
 
     OMP_NUM_THREADS=1 python -m benchmarks.kernels [overfit/E1a ...] [--hidden 512] [--repeats 4]
 """
@@ -59,11 +59,11 @@ def main() -> None:
     print(f"{'':16}" + "".join(f"{f'{how} s':>12}" for how in HOW) + "   ratios")
     for name in args.experiments:
         with tempfile.TemporaryDirectory() as folder:
-            one = trial(name, Path(folder), args.hidden)
+            trials = {how: trial(name, Path(folder, how), args.hidden) for how in HOW}
             torch.set_num_threads(1)
             steps = []
             for repeat in range(args.repeats + 1):
-                step = [step_s(one, how) for how in HOW]
+                step = [step_s(trials[how], how) for how in HOW]
                 if repeat:  # the first step allocates
                     steps.append(step)
         medians = [statistics.median(column) for column in zip(*steps, strict=True)]

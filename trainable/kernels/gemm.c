@@ -10,7 +10,10 @@ INLINE void tile(const int mr, const int nv, const int by_rows, long K, const fl
     acc[r][v] = (vec){0};
   for (long k = 0; k < K; k++) {
     vec b[2];
-    UNROLL for (int v = 0; v < nv; v++) b[v] = load(B + v * VW);
+    UNROLL for (int v = 0; v < nv; v++) {
+      b[v] = load(B + v * VW);
+      __builtin_prefetch(B + v * VW + K * NR, 0, 2); /* what follows in packed panels: to L2 */
+    }
     UNROLL for (int r = 0; r < mr; r++) {
       const float a = A[r * ra];
       UNROLL for (int v = 0; v < nv; v++) acc[r][v] += b[v] * a;
