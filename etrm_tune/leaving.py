@@ -1,8 +1,8 @@
 """How a command's process ends: with its own status, whatever libraries do on their way out.
 
-Ray, Arrow and gRPC leave threads and C++ destructors to the end of the process. There a run was seen
-to die of a signal after its last line, and a script or a batch queue takes a run that succeeded for a
-crash.
+Ray, Arrow and gRPC leave threads and C++ destructors to the end of the process. There a run was
+seen to die of a signal after its last line, and a script or a batch queue takes a run that
+succeeded for a crash.
 """
 
 from __future__ import annotations
