@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from trainable import kernels
+from trainable.models.mlp import swiglu_inner
 
 EPS = 1e-5
+EXPANSION = 4.0
 ROW = 100
 """Tokens of a row."""
 
@@ -30,12 +32,6 @@ def cpu_s(work: Callable[[], Any]) -> float:
     return time.thread_time() - began
 
 
-def inner_of(width: int) -> int:
-    """Inner width of a SwiGLU: 8/3 of the width, in the multiples that models use."""
-    step = 256 if width >= 256 else 32
-    return -(-width * 8 // 3 // step) * step
-
-
 def rates(width: int, tokens: int, repeats: int) -> tuple[float, list[float]]:
     """GFLOP/s of the products alone; parts of it of the MLP's two passes and attention's two."""
 
@@ -43,7 +39,7 @@ def rates(width: int, tokens: int, repeats: int) -> tuple[float, list[float]]:
         drawn: Tensor = torch.randn(*shape) * shape[-1] ** -0.5
         return drawn.requires_grad_()
 
-    rows, inner, heads = tokens // ROW, inner_of(width), max(1, width // 64)
+    rows, inner, heads = tokens // ROW, swiglu_inner(width, EXPANSION), max(1, width // 64)
     tokens = rows * ROW
     starts, length = torch.arange(rows) * ROW, torch.full((rows,), ROW)
     layout: Any = SimpleNamespace(table=torch.stack([starts, length, length]))

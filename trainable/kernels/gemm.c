@@ -39,10 +39,11 @@ INLINE void tile_of(long mr, const int nv, const int by_rows, long K, const floa
   }
 }
 
-/* Long sums are cut in pieces: B's panel then stays in L1, and rounding errors stay small. */
-INLINE void product(const int by_rows, long M, long N, long K, const float *A, long step,
+/* Long sums are cut in pieces: B's panel then stays in L1, and rounding errors stay small.
+   Row m of A's side begins at A[m * block]. */
+INLINE void product(const int by_rows, long M, long N, long K, const float *A, long step, long block,
                     const float *B, long panel, long kb, float *C, long ldc, int add) {
-  const long block = by_rows ? step : 1, next = by_rows ? 1 : step;
+  const long next = by_rows ? 1 : step;
   for (long n = 0; n < N; n += NR, B += panel)
     for (long k = 0; k < K; k += INNER)
       for (long m = 0; m < M; m += MR) {
@@ -64,7 +65,7 @@ void multiply(long M, long N, long K, const float *A, long lda, const float *B, 
   if (rounded)
     product_rounded(rounded, 1, M, N, K, A, lda, B, panel, kb, C, ldc, add);
   else
-    product(1, M, N, K, A, lda, B, panel, kb, C, ldc, add);
+    product(1, M, N, K, A, lda, lda, B, panel, kb, C, ldc, add);
 }
 
 #define CHUNK 384   /* rows of Aᵀ that are copied together: a multiple of MR */
@@ -97,16 +98,8 @@ static void product_of_copies(long M, long N, long K, const float *A, long step,
       for (long from = 0; from < M; from += CHUNK) {
         const long rows = least(CHUNK, M - from);
         pack_columns(rows, inner, A + k * step + from, step, left);
-        for (long n = 0; n < columns; n += NR)
-          for (long m = 0; m < rows; m += MR) {
-            const long some = least(MR, rows - m);
-            const float *a = left + m * inner, *b = right + n * inner;
-            float *c = C + (from + m) * ldc + first + n;
-            if (columns - n >= NR)
-              tile_of(some, 2, 0, inner, a, MR, b, NR, c, ldc, add || k);
-            else
-              tile_of(some, 1, 0, inner, a, MR, b, NR, c, ldc, add || k);
-          }
+        product(0, rows, columns, inner, left, MR, inner, right, inner * NR, NR, C + from * ldc + first,
+                ldc, add || k);
       }
     }
   }
@@ -119,7 +112,7 @@ void multiply_transposed(long M, long N, long K, const float *A, long lda, const
   else if (lda >= APART && N >= AGAIN)
     product_of_copies(M, N, K, A, lda, B, panel, kb, C, ldc, add);
   else
-    product(0, M, N, K, A, lda, B, panel, kb, C, ldc, add);
+    product(0, M, N, K, A, lda, 1, B, panel, kb, C, ldc, add);
 }
 
 void multiply_packed(long M, long N, long K, const float *A, long lda, const float *P, float *C,
@@ -127,7 +120,7 @@ void multiply_packed(long M, long N, long K, const float *A, long lda, const flo
   if (rounded)
     product_rounded(rounded, 1, M, N, K, A, lda, P, 0, PACKED, C, ldc, add);
   else
-    product(1, M, N, K, A, lda, P, K * NR, NR, C, ldc, add);
+    product(1, M, N, K, A, lda, lda, P, K * NR, NR, C, ldc, add);
 }
 
 void pack(long K, long N, const float *W, long ldw, float *P) {
